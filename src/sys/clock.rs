@@ -1,0 +1,32 @@
+//! The only place that reads a clock. Everybody else is told the time.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The monotonic clock, from an origin chosen at start, so that a moment is a plain `Duration`.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "this is where the clock is read")]
+    pub fn start() -> Clock {
+        Clock { origin: Instant::now() }
+    }
+
+    /// Time since the clock was started; never goes back (clock_gettime(2), CLOCK_MONOTONIC).
+    pub fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    /// The instant of a moment, for a channel's deadline.
+    pub fn instant(&self, at: Duration) -> Instant {
+        self.origin + at
+    }
+}
+
+/// Milliseconds since 1970-01-01 UTC; 0 if the machine's date is before that.
+#[expect(clippy::disallowed_methods, reason = "this is where the clock is read")]
+pub fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
