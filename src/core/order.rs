@@ -49,6 +49,8 @@ impl CancelReason {
 pub enum PreemptReason {
     MemoryPressure,
     Priority,
+    /// The daemon is stopping; the task goes on after the next start.
+    Shutdown,
 }
 
 impl PreemptReason {
@@ -56,6 +58,7 @@ impl PreemptReason {
         match self {
             PreemptReason::MemoryPressure => "memory_pressure",
             PreemptReason::Priority => "priority",
+            PreemptReason::Shutdown => "shutdown",
         }
     }
 }

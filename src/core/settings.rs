@@ -16,6 +16,15 @@ pub struct Settings {
     pub breakers: BTreeMap<Arc<str>, BreakerSettings>,
     pub schedules: Vec<Arc<ScheduleSettings>>,
     pub features: Features,
+    pub retention: RetentionSettings,
+}
+
+/// How long finished tasks and their results are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetentionSettings {
+    pub age: Duration,
+    /// All result files together.
+    pub result_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]

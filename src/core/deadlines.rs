@@ -1,0 +1,247 @@
+//! What time alone brings about.
+
+use std::time::Duration;
+
+use super::event::{Action, Record};
+use super::governor::Level;
+use super::ids::WorkerId;
+use super::ledger::Retention;
+use super::notice::{ExitReason, Notice};
+use super::order::{CancelReason, Order, PreemptReason};
+use super::pool::{Stage, Verdict, WorkerState};
+use super::settings::Mode;
+use super::task::FailureCode;
+use super::{Core, DrainStage, Draining};
+
+impl Core {
+    /// When `handle` wants to be called again though nothing has happened; `None`: never.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let idle_timeout = self.settings.workers.idle_timeout;
+        let workers = self.pool.iter().filter_map(|(_, worker)| worker.deadline(idle_timeout));
+        let breakers = self.breakers.values().filter_map(super::breaker::Breaker::next_deadline);
+        let drain = self.draining.as_ref().and_then(Draining::next_deadline);
+        let forgotten = self.ledger.next_forgotten(&self.retention());
+        let all = workers.chain(breakers).chain(drain).chain(forgotten);
+        if self.draining.is_some() {
+            return all.min();
+        }
+        let schedules = self.schedules.iter().map(super::schedule::Schedule::next_at);
+        all.chain(schedules).chain(self.next_available()).min()
+    }
+
+    /// When an agent that something waits for may be started again.
+    fn next_available(&self) -> Option<Duration> {
+        use super::health::Availability::{Available, BackingOff, Unavailable};
+        if self.queue.is_empty() {
+            return None;
+        }
+        self.health
+            .values()
+            .filter_map(|health| match health.availability(self.now.at, &self.settings.workers) {
+                Available => None,
+                BackingOff { until } | Unavailable { until, .. } => Some(until),
+            })
+            .min()
+    }
+
+    pub(super) fn pass_deadlines(&mut self) {
+        self.pass_breakers();
+        self.pass_schedules();
+        self.pass_workers();
+        self.pass_drain();
+        let retention = self.retention();
+        while let Some(task) = self.ledger.forget_one(self.now.at, &retention) {
+            self.actions.push(Action::Record(Record::Forgotten { task }));
+        }
+    }
+
+    fn retention(&self) -> Retention {
+        let settings = &self.settings.retention;
+        Retention { age: settings.age, result_bytes: settings.result_bytes }
+    }
+
+    fn pass_breakers(&mut self) {
+        let now = self.now.at;
+        let moved: Vec<_> = self
+            .breakers
+            .iter_mut()
+            .filter_map(|(name, breaker)| breaker.tick(now).map(|to| (name.clone(), to)))
+            .collect();
+        for (name, to) in moved {
+            self.note_transition(&name, Some(to));
+        }
+    }
+
+    fn pass_schedules(&mut self) {
+        if self.draining.is_some() {
+            return;
+        }
+        for index in 0..self.schedules.len() {
+            if !self.schedules[index].take_due(self.now.at) {
+                continue;
+            }
+            let is_skipped = self.skips_beats() && self.schedules[index].may_skip()
+                || self.governor.level() >= Level::Reject
+                    && self.schedules[index].settings.skippable
+                    && self.skips_beats();
+            let schedule = &mut self.schedules[index];
+            let settings = schedule.settings.clone();
+            if is_skipped {
+                schedule.note_skip();
+                self.notice(Notice::HeartbeatSkipped {
+                    schedule: Some(settings.name.clone()),
+                    task: None,
+                    agent: settings.agent.clone(),
+                    text: "memory is short",
+                    incident: self.governor.incident(),
+                });
+            } else {
+                schedule.note_beat();
+                self.actions.push(Action::Beat(settings));
+            }
+        }
+    }
+
+    fn skips_beats(&self) -> bool {
+        self.governor.level() >= Level::Warning
+            && self.settings.features.memory_governance
+            && self.settings.memory.mode != Mode::Observe
+    }
+
+    fn pass_workers(&mut self) {
+        let idle_timeout = self.settings.workers.idle_timeout;
+        let now = self.now.at;
+        let due: Vec<WorkerId> = self
+            .pool
+            .iter()
+            .filter(|(_, worker)| worker.deadline(idle_timeout).is_some_and(|deadline| deadline <= now))
+            .map(|(id, _)| id)
+            .collect();
+        for worker in due {
+            self.pass_worker(worker);
+        }
+    }
+
+    fn pass_worker(&mut self, id: WorkerId) {
+        let Some(worker) = self.pool.get(id) else { return };
+        match &worker.state {
+            WorkerState::Starting { .. } => {
+                let timeout = self.settings.workers.spawn_timeout.as_secs();
+                let message = format!("no READY within workers.spawn_timeout_s = {timeout}");
+                self.kill_failing(id, FailureCode::SpawnFailed, message, true, ExitReason::Killed);
+            }
+            WorkerState::Idle { .. } => self.shut_down(id),
+            WorkerState::Stopping { .. } => {
+                let agent = worker.agent.name.clone();
+                let text = "it did not end when asked to".to_string();
+                self.notice(Notice::WorkerKilled { worker: id, agent, text });
+                self.doom(id, Verdict::NoTask);
+            }
+            WorkerState::Busy { stage: Stage::Working, .. } => self.ask_to_cancel(id, CancelReason::Timeout),
+            WorkerState::Busy { task, stage: Stage::Cancelling { reason: CancelReason::Timeout, .. }, .. } => {
+                let message = self.timeout_failure(*task).message;
+                self.kill_failing(id, FailureCode::Timeout, message, true, ExitReason::Killed);
+            }
+            WorkerState::Busy { stage: Stage::Cancelling { .. }, .. } => {
+                let message = "it did not stop when cancelled".to_string();
+                self.kill_failing(id, FailureCode::WorkerCrashed, message, true, ExitReason::Killed);
+            }
+            WorkerState::Busy { stage: Stage::Preempting { .. }, .. } => {
+                let message = "it gave no checkpoint in time when preempted".to_string();
+                self.kill_failing(id, FailureCode::MemoryEmergency, message, true, ExitReason::Killed);
+            }
+            WorkerState::Dying { .. } => {}
+        }
+    }
+
+    pub(super) fn ask_to_cancel(&mut self, id: WorkerId, reason: CancelReason) {
+        let kill_at = self.now.at + self.settings.workers.cancel_grace;
+        let Some(worker) = self.pool.get_mut(id) else { return };
+        let WorkerState::Busy { task, stage, .. } = &mut worker.state else { return };
+        let task = *task;
+        // A second reason does not give it more time, but a client's word decides what becomes of the task.
+        let kill_at = match *stage {
+            Stage::Cancelling { kill_at, .. } => kill_at,
+            Stage::Working | Stage::Preempting { .. } => kill_at,
+        };
+        *stage = Stage::Cancelling { reason, kill_at };
+        self.order(id, Order::Cancel { task, reason });
+    }
+
+    /// Asks a running task for a checkpoint; it is parked when it answers, killed when it does not.
+    pub(super) fn preempt(&mut self, id: WorkerId, reason: PreemptReason) {
+        let checkpoint_timeout = self.settings.workers.checkpoint_timeout;
+        let kill_at = self.now.at + checkpoint_timeout;
+        let Some(worker) = self.pool.get_mut(id) else { return };
+        if let WorkerState::Busy { task, stage: stage @ Stage::Working, .. } = &mut worker.state {
+            *stage = Stage::Preempting { kill_at };
+            let task = *task;
+            self.order(id, Order::Preempt { task, reason, checkpoint_timeout });
+        }
+    }
+
+    pub(super) fn drain(&mut self, timeout: Duration) {
+        let deadline = self.now.at + timeout;
+        let deadline = self.draining.as_ref().map_or(deadline, |draining| draining.deadline.min(deadline));
+        let stage = self.draining.as_ref().map_or(DrainStage::Finishing, |draining| draining.stage);
+        let checkpoint_at = deadline.saturating_sub(self.settings.workers.checkpoint_timeout);
+        self.draining = Some(Draining { checkpoint_at, deadline, stage });
+        let unneeded: Vec<WorkerId> =
+            self.pool.iter().filter(|(_, worker)| worker.is_idle() || worker.is_starting()).map(|(id, _)| id).collect();
+        for worker in unneeded {
+            self.shut_down(worker);
+        }
+    }
+
+    fn pass_drain(&mut self) {
+        let Some(draining) = &mut self.draining else { return };
+        let now = self.now.at;
+        if draining.stage < DrainStage::Checkpointing && draining.checkpoint_at <= now {
+            draining.stage = DrainStage::Checkpointing;
+            for worker in self.busy(|can_checkpoint| can_checkpoint) {
+                self.preempt(worker, PreemptReason::Shutdown);
+            }
+        }
+        let Some(draining) = &mut self.draining else { return };
+        if draining.stage < DrainStage::Killing && draining.deadline <= now {
+            draining.stage = DrainStage::Killing;
+            for id in self.busy(|_| true) {
+                self.doom(id, Verdict::LeftToNextStart);
+            }
+        }
+    }
+
+    fn doom(&mut self, id: WorkerId, verdict: Verdict) {
+        if let Some(worker) = self.pool.get_mut(id) {
+            let task = worker.task();
+            worker.state = WorkerState::Dying { task, verdict };
+            self.order(id, Order::Kill);
+        }
+    }
+
+    fn busy(&self, matches: impl Fn(bool) -> bool) -> Vec<WorkerId> {
+        let is_busy = |state: &WorkerState| matches!(state, WorkerState::Busy { .. });
+        let busy = self.pool.iter().filter(|(_, worker)| is_busy(&worker.state) && matches(worker.can_checkpoint));
+        busy.map(|(id, _)| id).collect()
+    }
+
+    pub(super) fn tell_if_drained(&mut self) {
+        if let Some(draining) = &mut self.draining
+            && draining.stage != DrainStage::Done
+            && self.pool.is_empty()
+        {
+            draining.stage = DrainStage::Done;
+            self.actions.push(Action::Drained);
+        }
+    }
+}
+
+impl Draining {
+    fn next_deadline(&self) -> Option<Duration> {
+        match self.stage {
+            DrainStage::Finishing => Some(self.checkpoint_at),
+            DrainStage::Checkpointing => Some(self.deadline),
+            DrainStage::Killing | DrainStage::Done => None,
+        }
+    }
+}

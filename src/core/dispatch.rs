@@ -1,0 +1,222 @@
+//! Which waiting task starts next, and on which worker.
+
+use std::sync::Arc;
+
+use super::Core;
+use super::breaker::Holder;
+use super::event::{Action, Record};
+use super::governor::Level;
+use super::health::Availability;
+use super::ids::{AgentName, TaskId, WorkerId};
+use super::ledger::Phase;
+use super::notice::Notice;
+use super::order::Order;
+use super::pool::{Stage, Worker, WorkerState};
+use super::settings::{AgentMode, AgentSettings, Mode};
+use super::task::{Assignment, Failure, FailureCode, Priority};
+
+/// Workers that will be free soon, so that one waiting task does not call for two.
+struct Promised {
+    /// Starting workers nobody waits for yet, by agent.
+    starting: Vec<(AgentName, usize)>,
+    /// Places in the pool that are about to be free.
+    ending: usize,
+}
+
+impl Promised {
+    fn take_starting(&mut self, agent: &AgentName) -> bool {
+        match self.starting.iter_mut().find(|(name, count)| name == agent && *count > 0) {
+            Some((_, count)) => {
+                *count -= 1;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn take_ending(&mut self) -> bool {
+        let is_any = self.ending > 0;
+        self.ending = self.ending.saturating_sub(1);
+        is_any
+    }
+}
+
+impl Core {
+    /// Starts whatever can be started, in the order of service.
+    pub(super) fn dispatch(&mut self) {
+        if self.draining.is_some() || self.queue.is_empty() {
+            return;
+        }
+        let mut promised = self.promised();
+        let mut place = self.queue.first();
+        while let Some((here, task)) = self.queue.at(place) {
+            if self.has_no_place(&promised) {
+                return;
+            }
+            place = if self.try_start(task, &mut promised) { here } else { self.queue.after(here) };
+        }
+    }
+
+    fn promised(&self) -> Promised {
+        let mut starting: Vec<(AgentName, usize)> = Vec::new();
+        for (_, worker) in self.pool.iter().filter(|(_, worker)| worker.is_starting()) {
+            match starting.iter_mut().find(|(name, _)| *name == worker.agent.name) {
+                Some((_, count)) => *count += 1,
+                None => starting.push((worker.agent.name.clone(), 1)),
+            }
+        }
+        Promised { starting, ending: self.pool.count(Worker::is_ending) }
+    }
+
+    /// Nothing can start whatever waits. Keeps a turn cheap when every worker is busy and the queue is long.
+    fn has_no_place(&self, promised: &Promised) -> bool {
+        self.pool.len() >= self.settings.workers.max && self.pool.idle() == 0 && promised.ending == 0
+    }
+
+    /// Whether the task left the queue.
+    fn try_start(&mut self, id: TaskId, promised: &mut Promised) -> bool {
+        let Some(task) = self.ledger.get(id) else { return self.queue_lost(id) };
+        let name = task.spec.agent.clone();
+        let Some(agent) = self.settings.agents.get(&name).cloned() else {
+            let failure = Failure::new(
+                FailureCode::SpawnFailed,
+                format!("agent {name} is no longer configured: add it again and submit the task again"),
+            );
+            self.fail_attempt(id, failure, false, None);
+            return true;
+        };
+        if !self.may_start_now(id) || self.breaker_forbids(id, &agent) {
+            return false;
+        }
+        if let Some(worker) = self.pool.warmest_idle(&agent) {
+            self.start_on(id, worker);
+            return true;
+        }
+        let is_available = self
+            .health
+            .get(&name)
+            .is_none_or(|health| health.availability(self.now.at, &self.settings.workers) == Availability::Available);
+        let of_agent = self.pool.count(|worker| worker.agent.name == name);
+        if promised.take_starting(&name) || !is_available || agent.max_workers.is_some_and(|max| of_agent >= max) {
+            return false;
+        }
+        if self.pool.len() < self.settings.workers.max {
+            return self.spawn_for(id, agent);
+        }
+        if !promised.take_ending()
+            && let Some(coldest) = self.pool.coldest_idle()
+        {
+            self.shut_down(coldest);
+        }
+        false
+    }
+
+    /// INVARIANT: what waits in the queue is live in the ledger. Were it broken, the entry must not block the others.
+    fn queue_lost(&mut self, id: TaskId) -> bool {
+        debug_assert!(false, "{id} waits but is not in the ledger");
+        Priority::ALL.into_iter().any(|priority| self.queue.remove(priority, id))
+    }
+
+    /// What the memory level lets start: no skippable heartbeats from warning, only critical tasks from critical.
+    fn may_start_now(&self, id: TaskId) -> bool {
+        let Some(task) = self.ledger.get(id) else { return false };
+        let level = self.governor.level();
+        if level == Level::Normal
+            || !self.settings.features.memory_governance
+            || self.settings.memory.mode == Mode::Observe
+            || !self.is_governed(id)
+        {
+            return true;
+        }
+        let is_passed_over = task.spec.priority == Priority::Heartbeat && task.spec.skippable;
+        let is_held = level >= Level::Critical && task.spec.priority != Priority::Critical;
+        // Why: with nothing running, nothing of ours can give memory back, and waiting would be for ever.
+        !is_passed_over && (!is_held || self.pool.count(|worker| worker.task().is_some()) == 0)
+    }
+
+    fn breaker_forbids(&self, id: TaskId, agent: &AgentSettings) -> bool {
+        self.guard(id, agent)
+            .and_then(|name| self.breakers.get(name))
+            .is_some_and(|breaker| breaker.refusal(self.now.at).is_some())
+    }
+
+    /// The breaker that guards this task.
+    fn guard<'a>(&self, id: TaskId, agent: &'a AgentSettings) -> Option<&'a Arc<str>> {
+        agent.breaker.as_ref().filter(|_| self.settings.features.circuit_breakers && self.is_governed(id))
+    }
+
+    /// Whether the task left the queue: a oneshot worker starts with it, a persistent one has to be ready first.
+    fn spawn_for(&mut self, id: TaskId, agent: Arc<AgentSettings>) -> bool {
+        let deadline = self.now.at + self.settings.workers.spawn_timeout;
+        let worker = Worker {
+            agent: agent.clone(),
+            state: WorkerState::Starting { deadline },
+            pid: None,
+            started_ms: self.now.wall_ms,
+            tasks_done: 0,
+            can_checkpoint: false,
+            retiring: false,
+            heap: None,
+            rss_bytes: None,
+        };
+        let worker = self.pool.add(worker);
+        match agent.mode {
+            AgentMode::Oneshot => {
+                let task = self.begin(id, worker).map(Box::new);
+                self.order(worker, Order::Spawn { agent, task });
+                true
+            }
+            AgentMode::Persistent => {
+                self.order(worker, Order::Spawn { agent, task: None });
+                false
+            }
+        }
+    }
+
+    fn start_on(&mut self, id: TaskId, worker: WorkerId) {
+        if let Some(assignment) = self.begin(id, worker) {
+            self.order(worker, Order::Assign(Box::new(assignment)));
+        }
+    }
+
+    fn begin(&mut self, id: TaskId, worker: WorkerId) -> Option<Assignment> {
+        let permit = self.permit_for(id, worker);
+        let now = self.now;
+        let task = self.ledger.get_mut(id)?;
+        self.queue.remove(task.spec.priority, id);
+        task.phase = Phase::Running { worker, since: now.at };
+        task.started_ms = task.started_ms.or(Some(now.wall_ms));
+        task.permit = permit;
+        task.progress = None;
+        let assignment = Assignment {
+            task: id,
+            spec: task.spec.clone(),
+            attempt: task.attempt(),
+            has_checkpoint: task.has_checkpoint,
+            worker,
+        };
+        let waited = now.at.saturating_sub(task.created_at);
+        let deadline = now.at + task.spec.timeout;
+        if let Some(worker) = self.pool.get_mut(worker) {
+            worker.state = WorkerState::Busy { task: id, deadline, stage: Stage::Working };
+        }
+        self.actions.push(Action::Record(Record::Started { task: id, started_ms: now.wall_ms }));
+        self.notice(Notice::TaskStarted {
+            task: id,
+            worker,
+            agent: assignment.spec.agent.clone(),
+            attempt: assignment.attempt,
+            waited,
+            request: assignment.spec.request_id.clone(),
+        });
+        Some(assignment)
+    }
+
+    fn permit_for(&mut self, id: TaskId, worker: WorkerId) -> Option<super::ids::PermitId> {
+        let agent = self.pool.get(worker)?.agent.clone();
+        let name = self.guard(id, &agent)?;
+        let permit = self.next_permit();
+        let breaker = self.breakers.get_mut(name)?;
+        breaker.acquire(self.now.at, permit, Holder::Task).ok().map(|()| permit)
+    }
+}

@@ -1,0 +1,308 @@
+//! Every task the daemon knows: the live ones, and the finished ones for as long as they are kept. A task is in one of
+//! the two, and never comes back from the second.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ids::{PermitId, TaskId, WorkerId};
+use super::task::{Outcome, Payload, Progress, ResultPlace, TaskSpec, TaskState};
+
+/// Memory that finished tasks may hold in all, whatever the retention: the daemon stays small after any burst.
+pub const FINISHED_BYTES_MAX: usize = 1024 * 1024;
+
+/// What a finished task costs beside its texts: the structs, their map and queue entries, and malloc's headers.
+const FINISHED_BYTES_EACH: usize = 512;
+
+#[derive(Debug)]
+pub struct Task {
+    pub id: TaskId,
+    pub spec: Arc<TaskSpec>,
+    pub created_at: Duration,
+    pub created_ms: u64,
+    pub started_ms: Option<u64>,
+    pub phase: Phase,
+    /// Attempts used up by failures.
+    pub retries: u32,
+    pub preemptions: u32,
+    pub has_checkpoint: bool,
+    pub progress: Option<Progress>,
+    /// Of the breaker its agent is bound to, while it runs.
+    pub permit: Option<PermitId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Accepted, or to be tried again.
+    Queued,
+    Running {
+        worker: WorkerId,
+        since: Duration,
+    },
+    /// Parked after a preemption.
+    Preempted,
+}
+
+impl Task {
+    pub fn state(&self) -> TaskState {
+        match self.phase {
+            Phase::Queued => TaskState::Queued,
+            Phase::Running { .. } => TaskState::Running,
+            Phase::Preempted => TaskState::Preempted,
+        }
+    }
+
+    pub fn attempt(&self) -> u32 {
+        self.retries + 1
+    }
+}
+
+/// What is kept of a task that ended; immutable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FinishedTask {
+    pub id: TaskId,
+    /// Its payload is gone: only the size is left.
+    pub spec: TaskSpec,
+    pub created_ms: u64,
+    pub started_ms: Option<u64>,
+    pub finished_ms: u64,
+    pub attempt: u32,
+    pub preemptions: u32,
+    pub run_time: Option<Duration>,
+    pub peak_rss_bytes: Option<u64>,
+    pub worker: Option<WorkerId>,
+    pub outcome: Outcome,
+}
+
+impl FinishedTask {
+    fn memory(&self) -> usize {
+        let texts = match &self.outcome {
+            Outcome::Completed(result) => match &result.place {
+                ResultPlace::Inline(bytes) => bytes.len(),
+                ResultPlace::File { .. } => 0,
+            },
+            Outcome::Failed(failure) => {
+                failure.message.len()
+                    + failure.stack.as_ref().map_or(0, String::len)
+                    + failure.stderr_tail.as_ref().map_or(0, String::len)
+            }
+            Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted => 0,
+        };
+        // The idempotency key stands in the index of keys too.
+        let key = self.spec.idempotency_key.as_ref().map_or(0, |key| key.len() + 64);
+        FINISHED_BYTES_EACH + texts + self.spec.request_id.len() + key
+    }
+
+    fn disk(&self) -> u64 {
+        match &self.outcome {
+            Outcome::Completed(result) => match result.place {
+                ResultPlace::Inline(_) => 0,
+                ResultPlace::File { bytes } => bytes,
+            },
+            Outcome::Failed(_) | Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted => 0,
+        }
+    }
+}
+
+/// A task as one asks to see it, live or finished.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskView {
+    pub id: TaskId,
+    pub agent: Arc<str>,
+    pub priority: super::task::Priority,
+    pub state: TaskState,
+    pub created_ms: u64,
+    pub started_ms: Option<u64>,
+    pub finished_ms: Option<u64>,
+    pub attempt: u32,
+    pub max_retries: u32,
+    pub preemptions: u32,
+    pub progress: Option<Progress>,
+    /// From 1, the next to start.
+    pub queue_position: Option<usize>,
+    pub request_id: Arc<str>,
+    pub worker: Option<WorkerId>,
+    pub payload_bytes: u64,
+    pub peak_rss_bytes: Option<u64>,
+    pub run_time: Option<Duration>,
+    /// Shared with the ledger: a result or failure is not copied for every reader.
+    pub finished: Option<Arc<FinishedTask>>,
+}
+
+#[derive(Debug)]
+pub struct Retention {
+    pub age: Duration,
+    pub result_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Ledger {
+    live: BTreeMap<TaskId, Task>,
+    finished: BTreeMap<TaskId, Arc<FinishedTask>>,
+    /// Oldest end first.
+    ended: VecDeque<(Duration, TaskId)>,
+    keys: HashMap<Arc<str>, TaskId>,
+    finished_memory: usize,
+    finished_disk: u64,
+}
+
+impl Ledger {
+    pub fn insert(&mut self, task: Task) {
+        if let Some(key) = &task.spec.idempotency_key {
+            self.keys.insert(key.clone(), task.id);
+        }
+        self.live.insert(task.id, task);
+    }
+
+    pub fn get(&self, task: TaskId) -> Option<&Task> {
+        self.live.get(&task)
+    }
+
+    pub fn get_mut(&mut self, task: TaskId) -> Option<&mut Task> {
+        self.live.get_mut(&task)
+    }
+
+    pub fn live(&self) -> impl DoubleEndedIterator<Item = &Task> {
+        self.live.values()
+    }
+
+    pub fn finished(&self, task: TaskId) -> Option<&Arc<FinishedTask>> {
+        self.finished.get(&task)
+    }
+
+    pub fn finished_all(&self) -> impl DoubleEndedIterator<Item = &Arc<FinishedTask>> {
+        self.finished.values()
+    }
+
+    pub fn by_key(&self, key: &str) -> Option<TaskId> {
+        self.keys.get(key).copied()
+    }
+
+    pub fn take(&mut self, task: TaskId) -> Option<Task> {
+        self.live.remove(&task)
+    }
+
+    /// The task has ended at `at`.
+    pub fn finish(&mut self, at: Duration, task: Arc<FinishedTask>) {
+        if let Some(key) = &task.spec.idempotency_key {
+            self.keys.insert(key.clone(), task.id);
+        }
+        self.finished_memory += task.memory();
+        self.finished_disk += task.disk();
+        self.ended.push_back((at, task.id));
+        self.finished.insert(task.id, task);
+    }
+
+    /// The oldest finished task that is to be forgotten now, removed. Call until `None`.
+    pub fn forget_one(&mut self, now: Duration, retention: &Retention) -> Option<TaskId> {
+        let (at, task) = *self.ended.front()?;
+        let is_due = at + retention.age <= now
+            || self.finished_memory > FINISHED_BYTES_MAX
+            || self.finished_disk > retention.result_bytes;
+        if !is_due {
+            return None;
+        }
+        self.ended.pop_front();
+        let finished = self.finished.remove(&task)?;
+        self.finished_memory -= finished.memory();
+        self.finished_disk -= finished.disk();
+        if let Some(key) = &finished.spec.idempotency_key
+            && self.keys.get(key) == Some(&task)
+        {
+            self.keys.remove(key);
+        }
+        Some(task)
+    }
+
+    pub fn next_forgotten(&self, retention: &Retention) -> Option<Duration> {
+        self.ended.front().map(|(at, _)| *at + retention.age)
+    }
+}
+
+/// The finished form of a task that has left the live ones.
+pub fn finished(task: &Task, outcome: Outcome, now: super::event::Now, peak_rss_bytes: Option<u64>) -> FinishedTask {
+    let (worker, run_time) = match task.phase {
+        Phase::Running { worker, since } => (Some(worker), Some(now.at.saturating_sub(since))),
+        Phase::Queued | Phase::Preempted => (None, None),
+    };
+    let mut spec = TaskSpec::clone(&task.spec);
+    spec.payload = Payload::File { bytes: spec.payload.bytes() };
+    FinishedTask {
+        id: task.id,
+        spec,
+        created_ms: task.created_ms,
+        started_ms: task.started_ms,
+        finished_ms: now.wall_ms,
+        attempt: task.attempt(),
+        preemptions: task.preemptions,
+        run_time,
+        peak_rss_bytes,
+        worker,
+        outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::Now;
+    use crate::core::task::{Failure, FailureCode, PayloadKind, Priority};
+
+    fn ended(id: u64, text: usize) -> Arc<FinishedTask> {
+        let spec = TaskSpec {
+            agent: Arc::from("a"),
+            priority: Priority::Normal,
+            payload: Payload::File { bytes: 3 },
+            payload_kind: PayloadKind::Raw,
+            timeout: Duration::from_secs(1),
+            max_retries: 0,
+            preemptible: true,
+            skippable: false,
+            idempotency_key: Some(Arc::from(format!("key-{id}"))),
+            request_id: Arc::from("r"),
+            schedule: None,
+        };
+        let task = Task {
+            id: TaskId(id),
+            spec: Arc::new(spec),
+            created_at: Duration::ZERO,
+            created_ms: 0,
+            started_ms: None,
+            phase: Phase::Queued,
+            retries: 0,
+            preemptions: 0,
+            has_checkpoint: false,
+            progress: None,
+            permit: None,
+        };
+        let failure = Failure::new(FailureCode::AgentFailed, "x".repeat(text));
+        let now = Now { at: Duration::from_secs(id), wall_ms: id };
+        Arc::new(finished(&task, Outcome::Failed(Box::new(failure)), now, None))
+    }
+
+    #[test]
+    fn finished_tasks_never_hold_more_memory_than_their_bound() {
+        let retention = Retention { age: Duration::from_secs(1_000_000), result_bytes: u64::MAX };
+        let mut ledger = Ledger::default();
+        for id in 1..2000 {
+            ledger.finish(Duration::from_secs(id), ended(id, 4000));
+            while ledger.forget_one(Duration::from_secs(id), &retention).is_some() {}
+            assert!(ledger.finished_memory <= FINISHED_BYTES_MAX, "after {id}");
+        }
+        assert!(ledger.finished(TaskId(1999)).is_some(), "the newest stay");
+        assert!(ledger.finished(TaskId(1)).is_none(), "the oldest go");
+        assert_eq!(ledger.by_key("key-1"), None, "a key goes with its task");
+        assert_eq!(ledger.by_key("key-1999"), Some(TaskId(1999)));
+    }
+
+    #[test]
+    fn a_finished_task_is_forgotten_at_its_age_and_not_before() {
+        let retention = Retention { age: Duration::from_secs(10), result_bytes: u64::MAX };
+        let mut ledger = Ledger::default();
+        ledger.finish(Duration::from_secs(1), ended(1, 0));
+        assert_eq!(ledger.next_forgotten(&retention), Some(Duration::from_secs(11)));
+        assert_eq!(ledger.forget_one(Duration::from_secs(10), &retention), None);
+        assert_eq!(ledger.forget_one(Duration::from_secs(11), &retention), Some(TaskId(1)));
+        assert_eq!(ledger.forget_one(Duration::from_secs(11), &retention), None);
+    }
+}
