@@ -4,6 +4,9 @@
 //! what it owns, what it may import and what it must never know.
 
 pub mod core;
+pub mod gateway;
+pub mod metrics;
+pub mod scheduler;
 pub mod spool;
 pub mod sys;
 pub mod worker;

@@ -4,3 +4,8 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod epoll;
+pub mod eventfd;
+pub mod proc_self;
+pub mod reserve;
+pub mod socket;
