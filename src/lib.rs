@@ -3,6 +3,7 @@
 //! `core` decides, the rooms around it do I/O, `daemon` starts the threads and joins them. A room's first lines say
 //! what it owns, what it may import and what it must never know.
 
+pub mod config;
 pub mod core;
 pub mod gateway;
 pub mod metrics;
