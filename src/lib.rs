@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod core;
+pub mod ctl;
 pub mod gateway;
 pub mod metrics;
 pub mod scheduler;
