@@ -6,7 +6,9 @@
 pub mod config;
 pub mod core;
 pub mod ctl;
+pub mod daemon;
 pub mod gateway;
+pub mod memory;
 pub mod metrics;
 pub mod scheduler;
 pub mod spool;

@@ -47,7 +47,13 @@ pub struct HandlerPorts {
     pub replies_rx: Receiver<SchedulerReply<Box<Exchange>>>,
     pub calls_tx: Sender<Call<Box<Exchange>>>,
     pub returns_tx: Sender<Return>,
-    pub commands_tx: Sender<Command>,
+    pub commands: CommandPort,
+}
+
+/// The way to the main thread: a bounded queue and a bell.
+pub struct CommandPort {
+    pub tx: Sender<Command>,
+    pub bell: Arc<EventFd>,
 }
 
 /// What the gateway asks of the daemon's main thread.
@@ -346,10 +352,13 @@ impl Handler {
     }
 
     fn command(&self, command: Command) {
-        if let Err(error) = self.ports.commands_tx.try_send(command)
-            && let Command::Reload(exchange) = error.into_inner()
-        {
-            self.finish(*exchange, Problem::busy("a reload is under way: try again").into());
+        match self.ports.commands.tx.try_send(command) {
+            Ok(()) => self.ports.commands.bell.ring(),
+            Err(error) => {
+                if let Command::Reload(exchange) = error.into_inner() {
+                    self.finish(*exchange, Problem::busy("a reload is under way: try again").into());
+                }
+            }
         }
     }
 

@@ -19,4 +19,4 @@ mod submit;
 
 pub use access::Access;
 pub use door::{Arrival, Door, DoorPorts, DoorSettings, Return};
-pub use handler::{Command, Exchange, Handler, HandlerPorts, RequestIds, Shared};
+pub use handler::{Command, CommandPort, Exchange, Handler, HandlerPorts, RequestIds, Shared};

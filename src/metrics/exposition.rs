@@ -7,18 +7,7 @@ use super::{Histogram, Metrics, TASK_BUCKETS, state_value};
 use crate::core::governor::Level;
 use crate::core::task::Priority;
 use crate::core::view::Snapshot;
-
-/// What `/proc/self` says; zeros where it says nothing.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Process {
-    pub cpu_seconds: f64,
-    pub resident_bytes: u64,
-    pub virtual_bytes: u64,
-    pub open_fds: u64,
-    pub max_fds: u64,
-    pub threads: u64,
-    pub start_time_seconds: f64,
-}
+use crate::sys::proc_self::Process;
 
 /// Everything `/metrics` answers.
 pub fn exposition(

@@ -1,6 +1,6 @@
 //! Counters of what happened, and their text for Prometheus.
 //!
-//! May import std and core's types. Must never know policy: it counts what it is told.
+//! May import std, core's types and what `sys` reads of this process. Must never know policy: it counts what it is told.
 
 mod exposition;
 mod http;
@@ -14,7 +14,7 @@ use crate::core::governor::Level;
 use crate::core::notice::{ExitReason, Notice};
 use crate::core::task::{FailureCode, Priority};
 
-pub use exposition::{Process, exposition};
+pub use exposition::exposition;
 pub use http::{HttpMetrics, Route};
 
 /// Upper bounds in seconds, from a no-op to the longest task a configuration may allow.

@@ -27,6 +27,7 @@ use crate::core::view::finished_view;
 use crate::metrics::Metrics;
 use crate::spool::{Files, Spool, TaskIds};
 use crate::sys::clock::{Clock, wall_ms};
+use crate::sys::eventfd::EventFd;
 use crate::worker::SupervisorHandle;
 use call::{Answer, Call, ConfigStatus, Control, Decision, Reply, Request, Status};
 pub use streams::StreamPort;
@@ -53,9 +54,15 @@ pub struct Ports<W> {
     pub syncer: Option<Syncer<W>>,
     pub streams: StreamPort,
     /// Told once, when draining is over.
-    pub drained_tx: Sender<()>,
+    pub drained: DrainedPort,
     /// Worker processes come and go: for the monitor.
-    pub watch_tx: Sender<Watch>,
+    pub watch_tx: Sender<crate::memory::Message>,
+}
+
+/// The way to the main thread: a queue of one and a bell.
+pub struct DrainedPort {
+    pub tx: Sender<()>,
+    pub bell: Arc<EventFd>,
 }
 
 /// What the monitor has to look at.
@@ -155,8 +162,18 @@ impl<W: Send + 'static> Scheduler<W> {
                 self.retry_storage();
             }
         }
+        self.dismiss_waiting();
         if let Some(syncer) = &self.ports.syncer {
             syncer.flush();
+        }
+    }
+
+    /// Whoever still waits is told how his task stands: it is safe in the spool.
+    fn dismiss_waiting(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            let view = self.core.task(waiting.task).map(Box::new);
+            let answer = view.map_or(Answer::Task(None), |view| Answer::Submitted { view, is_duplicate: false });
+            self.reply(waiting.waiter, answer);
         }
     }
 
@@ -360,7 +377,8 @@ impl<W: Send + 'static> Scheduler<W> {
             Action::Finished(task) => self.finished(&task, replies),
             Action::Beat(schedule) => self.beat(&schedule),
             Action::Drained => {
-                let _ = self.ports.drained_tx.try_send(());
+                let _ = self.ports.drained.tx.try_send(());
+                self.ports.drained.bell.ring();
             }
         }
     }
@@ -505,7 +523,7 @@ impl<W: Send + 'static> Scheduler<W> {
             | Report::ProtocolError { .. } => return,
         };
         // A monitor that lags learns of the others from /proc: an entry whose process is gone reads as nothing.
-        let _ = self.ports.watch_tx.try_send(watch);
+        let _ = self.ports.watch_tx.try_send(crate::memory::Message::Watch(watch));
     }
 
     fn clear_inputs(&self, task: &FinishedTask) {

@@ -6,6 +6,14 @@
 pub mod clock;
 pub mod epoll;
 pub mod eventfd;
+pub mod guard;
+pub mod heap;
+pub mod launch;
+pub mod mark;
+pub mod pipe;
+pub mod poll;
 pub mod proc_self;
+pub mod process;
 pub mod reserve;
 pub mod socket;
+pub mod user;

@@ -2,7 +2,17 @@
 
 use std::fs;
 
-use crate::metrics::Process;
+/// What `/proc/self` says; zeros where it says nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Process {
+    pub cpu_seconds: f64,
+    pub resident_bytes: u64,
+    pub virtual_bytes: u64,
+    pub open_fds: u64,
+    pub max_fds: u64,
+    pub threads: u64,
+    pub start_time_seconds: f64,
+}
 
 /// Zeros where there is nothing to read.
 pub fn read() -> Process {
