@@ -219,7 +219,12 @@ kurultai_stop_job() {
 
 kurultai_any_alive() {
     for kurultai_one in $kurultai_pids; do
-        ! kill -0 "$kurultai_one" 2>/dev/null || return 0
+        # Why not kill -0: that finds zombies too, and orphans may stay zombies where init does not reap.
+        { read -r kurultai_stat <"/proc/$kurultai_one/stat"; } 2>/dev/null || continue
+        case ${kurultai_stat##*") "} in
+        [ZX]*) ;;
+        *) return 0 ;;
+        esac
     done
     return 1
 }
@@ -295,7 +300,7 @@ FIELDS
 # True if the line is about the task that runs.
 kurultai_is_current() {
     [ -n "$kurultai_job" ] || return 1
-    case $kurultai_line in
+    case $kurultai_compact in
     *"\"taskId\":\"$KURULTAI_TASK_ID\""*) [ ! -e "$kurultai_dir/done" ] ;;
     *) return 1 ;;
     esac
@@ -316,13 +321,13 @@ kurultai_serve() {
     exec 3>&1 1>&2
     kurultai_open_breaker
     while IFS= read -r kurultai_line; do
-        # The daemon writes its own fields before the payload, and "type" first; anything else is looked at in full.
-        kurultai_type=${kurultai_line#"{\"type\":\""}
-        case $kurultai_type in
-        "$kurultai_line") kurultai_type=$(printf '%s\n' "$kurultai_line" | kurultai_type_of) ;;
-        *) kurultai_type=${kurultai_type%%\"*} ;;
+        # What is looked for below has no spaces; the daemon writes none, and "type" first.
+        case $kurultai_line in
+        '{"type":"'*) kurultai_compact=$kurultai_line ;;
+        *) kurultai_compact=$(printf '%s\n' "$kurultai_line" | tr -d ' \t') ;;
         esac
-        case $kurultai_type in
+        kurultai_type=${kurultai_compact#*\"type\":\"}
+        case ${kurultai_type%%\"*} in
         HELLO)
             kurultai_can='"cancel"'
             [ -z "${KURULTAI_CHECKPOINTS-}" ] || kurultai_can='"checkpoint","cancel"'
@@ -346,13 +351,13 @@ kurultai_serve() {
             if [ -z "$kurultai_job" ] || [ -e "$kurultai_dir/done" ]; then kurultai_send_memory; fi
             ;;
         BREAKER_STATE)
-            case $kurultai_line in
+            case $kurultai_compact in
             *'"permit":"'*)
-                kurultai_value=${kurultai_line#*\"permit\":\"}
+                kurultai_value=${kurultai_compact#*\"permit\":\"}
                 printf 'permit %s\n' "${kurultai_value%%\"*}" >&4
                 ;;
             *'"retryAfterMs":'*)
-                kurultai_value=${kurultai_line#*\"retryAfterMs\":}
+                kurultai_value=${kurultai_compact#*\"retryAfterMs\":}
                 printf 'wait %s\n' "${kurultai_value%%[!0-9]*}" >&4
                 ;;
             esac
@@ -362,9 +367,4 @@ kurultai_serve() {
     done
     [ -z "$kurultai_job" ] || wait "$kurultai_job" 2>/dev/null
     exit 0
-}
-
-# The "type" of a line that does not begin with it.
-kurultai_type_of() {
-    LC_ALL=C awk '{ if (match($0, /"type" *: *"[A-Z_]*"/)) { s = substr($0, RSTART, RLENGTH - 1); sub(/.*"/, "", s); print s } }'
 }

@@ -7,6 +7,7 @@ KURULTAI_EXAMPLE_AGENT names a built examples/agent.rs to be driven as well. Eve
 beyond what it takes; no test asserts a time."""
 
 import base64
+import collections
 import contextlib
 import http.server
 import json
@@ -27,7 +28,7 @@ import zlib
 HERE = os.path.dirname(os.path.abspath(__file__))
 BAD = os.path.join(HERE, "bad")
 AGENTS = os.path.normpath(os.path.join(HERE, "..", "..", "scripts", "agents"))
-LIMIT_S = 60
+LIMIT_S = float(os.environ.get("KURULTAI_TEST_LIMIT_S", "60"))
 MAX_LINE = 1 << 20
 MAX_CHECKPOINT = 256 << 10
 
@@ -47,7 +48,7 @@ def wait_for(condition, what):
         if found:
             return found
         if time.monotonic() > end:
-            raise AssertionError("waited %d s in vain for %s" % (LIMIT_S, what))
+            raise AssertionError("waited %g s in vain for %s" % (LIMIT_S, what))
         time.sleep(0.01)
 
 
@@ -74,8 +75,10 @@ class FakeDaemon:
         self.received = queue.Queue()
         self.task = None
         self.seq = 0
+        self.counts = collections.Counter()  # messages by type
         self.seen = []  # everything but the message waited for
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
         if ready:
             self.hello()
 
@@ -102,6 +105,8 @@ class FakeDaemon:
         self.process.wait()
         with contextlib.suppress(OSError):
             self.process.stdin.close()
+        self.reader.join(LIMIT_S)  # output has ended with its last writer
+        self.process.stdout.close()
         self.stderr_file.close()
 
     def stderr(self):
@@ -154,6 +159,7 @@ class FakeDaemon:
             raise ProtocolError("no object: %r" % line[:80])
         if message.get("taskId", self.task) != self.task:
             raise ProtocolError("not its task: %r" % line[:80])
+        self.counts[message.get("type")] += 1
         if message.get("type") == "CHUNK":
             if message["seq"] != self.seq:
                 raise ProtocolError("seq %s instead of %d" % (message["seq"], self.seq))
@@ -235,7 +241,7 @@ def until(condition):
         time.sleep(0.005)
 def handle(task):
     payload = task.payload
-    do = payload.get("do") if isinstance(payload, dict) else "echo"
+    do = payload.get("do", "echo") if isinstance(payload, dict) else "echo"
     if do == "echo":
         return payload
     if do == "about":
@@ -325,7 +331,7 @@ const actions = {
     for (let i = 0; i <= steps; i += 1) task.progress(i / steps, {message: `step ${i}`, checkpoint: {i}});
   },
   chunk: (task, {times, text, repeat}) => { for (let i = 0; i < times; i += 1) task.chunk(text.repeat(repeat)); },
-  bytes: (task, {repeat}) => Buffer.concat(Array(repeat).fill(Buffer.from(Array(256).keys()))),
+  bytes: (task, {repeat}) => Buffer.concat(Array(repeat).fill(Buffer.from([...Array(256).keys()]))),
   large: (task, {text, repeat}) => text.repeat(repeat),
   check: async (task) => {
     task.percent(1, {message: 'listening'});
@@ -370,10 +376,8 @@ const actions = {
   },
   stream: async (task) => { let size = 0; for await (const piece of task.stream()) size += piece.length; return size; },
   surrogate: () => 'half \ud83d of it',
-  undefined: () => undefined,
+  nothing: () => undefined,
 };
-console.log('before serve is on the agent');
-'''.replace("console.log('before serve is on the agent');\n", "") + r'''
 kurultai.serve((task) => {
   const payload = task.payload;
   const act = actions[payload?.do] ?? actions.echo;
@@ -552,17 +556,19 @@ class SameApiTests(LibraryTests):
             daemon.start(1, payload={"do": "busy"})
             daemon.expect("LOG")
             daemon.send(type="GC")
-            daemon.expect("MEMORY")
+            # The handler may end before the collector does.
             self.assertEqual(daemon.finish()[0]["result"], 1)
+            if not daemon.counts["MEMORY"]:
+                daemon.expect("MEMORY")
 
     def test_memory_follows_the_first_task_but_not_every_one(self):
         with self.daemon() as daemon:
             for number in range(1, 51):
                 daemon.result(number, payload=number)
             daemon.process.stdin.close()
-            memory = sum(m["type"] == "MEMORY" for m in daemon.seen)
-            while (message := daemon.next()) is not None:
-                memory += message["type"] == "MEMORY"
+            while daemon.next() is not None:
+                pass
+            memory = daemon.counts["MEMORY"]
             # Fewer than one a task, however slow the host: at most one a second.
             self.assertTrue(1 <= memory < 50, memory)
 
@@ -572,8 +578,7 @@ class SameApiTests(LibraryTests):
             self.assertEqual((end["type"], end["retryable"]), ("FAILED", False))
             self.assertRegex(end["error"], r"^\w+Error: line one line two ü$")
             self.assertIn(self.name, end["stack"])
-            end, _, _ = daemon.run(2, payload={"do": "fail", "text": "x" * 2_000_000, "retryable": True} if False else
-                                   {"do": "fail", "text": "x" * 50_000, "retryable": True})
+            end, _, _ = daemon.run(2, payload={"do": "fail", "text": "x" * 50_000, "retryable": True})
             self.assertTrue(end["retryable"])
             self.assertLessEqual(len(end["error"]), 8192)
             self.assertLessEqual(len(end["stack"]), 8192)
@@ -602,7 +607,6 @@ class SameApiTests(LibraryTests):
             daemon.expect("BREAKER")
             daemon.send(type="CANCEL", taskId="t-1", reason="late")
             daemon.send(type="GC")
-            daemon.expect("BREAKER") if False else None
             daemon.send(type="BREAKER_STATE", name="api", permit="p-1")
             self.assertEqual(daemon.expect("BREAKER")["op"], "success")
             daemon.expect("COMPLETE", "FAILED")
@@ -676,7 +680,7 @@ class NodeLibrary(SameApiTests, Scratch):
     def test_half_a_surrogate_pair_and_undefined_are_made_json(self):
         with self.daemon() as daemon:
             self.assertEqual(daemon.result(1, payload={"do": "surrogate"}), "half \ufffd of it")
-            self.assertIsNone(daemon.result(2, payload={"do": "undefined"}))
+            self.assertIsNone(daemon.result(2, payload={"do": "nothing"}))
 
     def test_an_async_failure_fails_the_task(self):
         with self.daemon() as daemon:
@@ -918,7 +922,7 @@ line
             self.assertEqual(end["type"], "COMPLETE")
             self.assertEqual(body.decode().count("<h2 id="), 30_000)
             self.assertEqual(len(set(re.findall(r'<h2 id="([^"]+)"', body.decode()))), 30_000)
-            self.assertEqual([m["percent"] // 10 for m in progress], list(range(1, 11)))
+            self.assertEqual([int(m["percent"] // 10) for m in progress], list(range(1, 10)))
             daemon.start(2, path=path)
             daemon.send(type="CANCEL", taskId="t-2", reason="no longer wanted")
             end, _, _ = daemon.finish()
@@ -1228,11 +1232,6 @@ class BadAgents(Scratch):
     def test_slow_ready(self):
         with self.bad("slow-ready", SLOW_READY_MS="50") as daemon:
             self.assertEqual(daemon.result(1), "ready")
-
-
-class Counting(unittest.TextTestResult):
-    def stopTestRun(self):
-        super().stopTestRun()
 
 
 if __name__ == "__main__":
