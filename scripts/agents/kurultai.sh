@@ -33,7 +33,7 @@ kurultai_fields() {
         at = 0; depth = 0
         while (at < length(s)) {
             rest = substr(s, at + 1)
-            if (!match(rest, /["{}[\]]/)) return length(s)
+            if (!match(rest, /[]["{}]/)) return length(s)
             c = substr(rest, RSTART, 1); at += RSTART
             if (c == "\"") at += skip_string(substr(rest, RSTART)) - 1
             else if (c == "{" || c == "[") depth++
@@ -95,7 +95,7 @@ kurultai_fields() {
 
 # kurultai_json_string TEXT: prints it as a JSON string, quotes included. Bytes that are no UTF-8 become "?".
 kurultai_json_string() {
-    # Why the list by hand: ranges depend on the locale.
+    # Why the list by hand: ranges depend on the locale. In awk brackets no bracket is escaped: awks differ there.
     case $1 in
     *[!abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789\ .,:/_=+@%-]*) ;;
     *) printf '"%s"' "$1"; return ;;
@@ -104,10 +104,10 @@ kurultai_json_string() {
     function clean(s,   out) {
         out = ""
         while (s != "") {
-            if (match(s, /^["\\]/)) { out = out "\\" substr(s, 1, 1); s = substr(s, 2) }
+            if (match(s, /^("|\\)/)) { out = out "\\" substr(s, 1, 1); s = substr(s, 2) }
             else if (match(s, /^\t/)) { out = out "\\t"; s = substr(s, 2) }
             else if (match(s, /^\r/)) { out = out "\\r"; s = substr(s, 2) }
-            else if (match(s, /^[ !#-\[\]-~]+/) || match(s, /^([\302-\337][\200-\277])+/) ||
+            else if (match(s, /^[] !#-Z[^-~]+/) || match(s, /^([\302-\337][\200-\277])+/) ||
                 match(s, /^\340[\240-\277][\200-\277]/) || match(s, /^[\341-\354\356\357][\200-\277][\200-\277]/) ||
                 match(s, /^\355[\200-\237][\200-\277]/) || match(s, /^\360[\220-\277][\200-\277][\200-\277]/) ||
                 match(s, /^[\361-\363][\200-\277][\200-\277][\200-\277]/) ||
