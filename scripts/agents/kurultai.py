@@ -264,7 +264,8 @@ class _Worker:
         self._task = None
         self._serial = 0
         self._watcher_sleeps = True
-        self._wake = threading.Semaphore(0)
+        self._wake = threading.Lock()  # held: nothing to wake up for
+        self._wake.acquire()
         self._statm = None
         self._memory_at = float("-inf")
         self.gc_callbacks = []
@@ -448,6 +449,8 @@ class _Worker:
 
     def _watch(self):
         while True:
+            # Why in this order: a task that starts in between either is seen here or sees that it has to wake us. A wake-up
+            # too many costs a turn of this loop.
             self._watcher_sleeps = True
             if self._task is None:
                 self._wake.acquire()
@@ -521,7 +524,10 @@ class _Worker:
         self._task = task
         if self._watcher_sleeps:
             self._watcher_sleeps = False
-            self._wake.release()
+            try:
+                self._wake.release()
+            except RuntimeError:
+                pass  # released already, and the watcher has not come to it yet
         self._stdin.release()
         try:
             result = handler(task)
