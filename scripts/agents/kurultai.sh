@@ -237,6 +237,7 @@ kurultai_open_breaker() {
 
 # Runs in the background: one task, up to and with its answer.
 kurultai_run_task() {
+    exec 4<&- # so that a wait for the breaker's answer ends with the loop
     kurultai_last_decile=0
     kurultai_last_progress=
     rm -f "$kurultai_dir/result" "$kurultai_dir/error"
@@ -247,7 +248,7 @@ kurultai_run_task() {
         exec <"$kurultai_dir/payload"
     fi
     # stderr goes on to the log; its last line is kept as the error.
-    kurultai_status=$({ { (handle_task) >"$kurultai_dir/result" 4<&- 5>&-; printf '%s' "$?" >&5; } 2>&1 |
+    kurultai_status=$({ { (handle_task) >"$kurultai_dir/result" 5>&-; printf '%s' "$?" >&5; } 2>&1 |
         awk -v keep="$kurultai_dir/error" '
         { print >"/dev/stderr"; if ($0 != "") last = $0 } END { print last >keep }' >&2; } 5>&1)
     # From here on the answer goes out whole, whatever comes.
