@@ -44,20 +44,20 @@ const HANDLERS: usize = 4;
 const STACK: usize = 256 * 1024;
 
 /// Control messages: memory readings, clients that leave, a reload; all rare.
-const CONTROL: usize = 256;
+const CONTROL: usize = 64;
 
 /// Reports of workers: a full queue holds workers back through their pipes, and no more.
-const REPORTS: usize = 256;
+const REPORTS: usize = 64;
 
 /// Orders that can be in flight per worker: spawn or assign, cancel, preempt, GC, shutdown, kill, and answers to
 /// breakers, which a worker asks for one after the other.
 const ORDERS_PER_WORKER: usize = 16;
 
 /// Lines for event streams the door has not taken yet.
-const STREAM_ITEMS: usize = 1024;
+const STREAM_ITEMS: usize = 256;
 
 /// Workers that came or went between two looks of the monitor.
-const WATCHES: usize = 256;
+const WATCHES: usize = 64;
 
 /// How long killed workers have to be gone when the daemon stops.
 const STOP_GRACE: Duration = Duration::from_secs(3);
@@ -69,7 +69,7 @@ const JOIN: Duration = Duration::from_secs(5);
 pub fn run(options: &Options, loaded: Loaded) -> Result<(), StartError> {
     let Loaded { config, warnings, origins } = loaded;
     drop(origins);
-    sys::heap::keep_small();
+    sys::footprint::keep_small();
     // Why: before any thread and before memory is in use; the guardian keeps the pages there are now.
     let guardian = worker::guardian::start().map_err(system("start the guardian process"))?;
     let daemon = &config.daemon;
@@ -233,7 +233,6 @@ fn start(
     threads.socket = Some(listeners.socket);
 
     let pid_file = options.pid_file.clone().map(PidFile::write).transpose()?;
-    sys::heap::trim();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     log::info!(
         version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), listen = config.gateway.listen.as_str(),

@@ -16,6 +16,9 @@ use crate::sys::clock::Clock;
 /// A reading that says the same as the last is passed on this often all the same, so that figures are never old.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
+/// The daemon gives its own spare memory back once it has had no worker for so long, after the start and after work.
+const SETTLE_AFTER: Duration = Duration::from_secs(5);
+
 /// A change that is worth waking the scheduler for: half a percent of a ratio, 1 MiB of memory.
 const RATIO_STEP: f64 = 0.005;
 const BYTES_STEP: u64 = 1024 * 1024;
@@ -44,6 +47,8 @@ pub struct Monitor {
     daemon: Statm,
     workers: BTreeMap<WorkerId, Statm>,
     told: Option<(Duration, MemorySample)>,
+    /// When to settle; `None`: done, or there are workers.
+    settle_at: Option<Duration>,
 }
 
 impl Monitor {
@@ -54,7 +59,9 @@ impl Monitor {
         clock: Clock,
     ) -> io::Result<Monitor> {
         let (meminfo, daemon) = (Meminfo::open()?, Statm::open(None)?);
-        Ok(Monitor { settings, messages_rx, control_tx, clock, meminfo, daemon, workers: BTreeMap::new(), told: None })
+        let workers = BTreeMap::new();
+        let settle_at = Some(clock.now() + SETTLE_AFTER);
+        Ok(Monitor { settings, messages_rx, control_tx, clock, meminfo, daemon, workers, told: None, settle_at })
     }
 
     /// Runs until it is told to stop.
@@ -63,9 +70,7 @@ impl Monitor {
         loop {
             match self.messages_rx.recv_timeout(next.saturating_sub(self.clock.now())) {
                 Ok(Message::Watch(Watch::Started { worker, pid })) => self.watch(worker, pid),
-                Ok(Message::Watch(Watch::Ended { worker })) => {
-                    self.workers.remove(&worker);
-                }
+                Ok(Message::Watch(Watch::Ended { worker })) => self.forget(worker),
                 Ok(Message::Settings(settings)) => {
                     self.settings = settings;
                     next = self.clock.now();
@@ -73,6 +78,7 @@ impl Monitor {
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
                     self.sample();
+                    self.settle();
                     next = self.clock.now() + self.settings.interval;
                 }
             }
@@ -83,6 +89,22 @@ impl Monitor {
         // A process that is gone already has no memory to watch; its exit is reported elsewhere.
         if let Ok(statm) = Statm::open(Some(pid)) {
             self.workers.insert(worker, statm);
+        }
+        self.settle_at = None;
+    }
+
+    fn forget(&mut self, worker: WorkerId) {
+        self.workers.remove(&worker);
+        if self.workers.is_empty() {
+            self.settle_at = Some(self.clock.now() + SETTLE_AFTER);
+        }
+    }
+
+    /// After the start, and after a burst of work, the daemon is as small as before.
+    fn settle(&mut self) {
+        if self.settle_at.is_some_and(|at| at <= self.clock.now()) {
+            self.settle_at = None;
+            crate::sys::footprint::settle();
         }
     }
 

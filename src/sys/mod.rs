@@ -6,8 +6,8 @@
 pub mod clock;
 pub mod epoll;
 pub mod eventfd;
+pub mod footprint;
 pub mod guard;
-pub mod heap;
 pub mod launch;
 pub mod mark;
 pub mod pipe;

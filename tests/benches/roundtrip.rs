@@ -1,0 +1,238 @@
+//! A warm no-op through the whole daemon, beside a bare pipe to the same worker: `make bench`.
+//!
+//! Absolute times say more about the machine than about the program; the ratios, taken in one run, travel.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const ROUND_TRIPS: usize = 4000;
+const WARM_UP: usize = 200;
+const SUBMITTERS: usize = 8;
+const LOAD_TIME: Duration = Duration::from_secs(4);
+const PAYLOAD: &str =
+    "{\"text\":\"a payload of one hundred bytes, the size that the figures of the peers were taken with .....\"}";
+
+fn main() {
+    let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/agents/echo.py");
+    let pipe = pipe_round_trip(&agent);
+    println!("pipe to the worker, the two ends on two CPUs    p50 {:>8.1} us", micros(pipe));
+    for durability in ["none", "fsync"] {
+        let daemon = Daemon::start(&agent, durability);
+        let one = daemon.one_submitter();
+        println!(
+            "through the daemon, durability {durability:<5}             p50 {:>8.1} us   {:>5.2} x the pipe",
+            micros(one),
+            one.as_secs_f64() / pipe.as_secs_f64()
+        );
+        let jobs = daemon.many_submitters();
+        println!("{SUBMITTERS} submitters, durability {durability:<5}                   {jobs:>8.0} jobs/s");
+        println!("the daemon afterwards                               {:>8} KiB RSS", daemon.rss_kib());
+    }
+}
+
+fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark starts what it measures")]
+fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    Command::new(program)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// Both ends in the way of the yardstick: a pipe is bimodal, and fast where they happen to share a CPU.
+fn pin(pid: i32, cpu: usize) {
+    // SAFETY: a zeroed cpu_set_t is a valid empty set, and it outlives the call.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(pid, size_of::<libc::cpu_set_t>(), &raw const set)
+    };
+    assert_eq!(result, 0, "cannot pin process {pid} to CPU {cpu}");
+}
+
+fn unpin() {
+    // SAFETY: as above; the kernel ignores CPUs that are not there.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        (0..libc::CPU_SETSIZE as usize).for_each(|cpu| libc::CPU_SET(cpu, &mut set));
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+    }
+}
+
+fn pipe_round_trip(agent: &Path) -> Duration {
+    let mut worker = Worker::start(agent);
+    pin(0, 0);
+    pin(worker.child.id() as i32, 1);
+    let task = format!(
+        "{{\"type\":\"TASK\",\"taskId\":\"t-1\",\"priority\":\"normal\",\"payloadType\":\"json\",\"timeoutMs\":60000,\
+         \"attempt\":1,\"requestId\":\"r-1\",\"payload\":{PAYLOAD}}}\n"
+    );
+    let times = (0..WARM_UP + ROUND_TRIPS).map(|_| {
+        let start = now();
+        worker.stdin.write_all(task.as_bytes()).expect("the worker reads");
+        while !worker.line().contains("\"COMPLETE\"") {}
+        start.elapsed()
+    });
+    let times: Vec<Duration> = times.skip(WARM_UP).collect();
+    unpin();
+    median(times)
+}
+
+struct Worker {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Worker {
+    fn start(agent: &Path) -> Worker {
+        let mut child =
+            command("python3").arg(agent).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3 starts");
+        let stdin = child.stdin.take().expect("piped");
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut worker = Worker { child, stdin, stdout };
+        let hello = "{\"type\":\"HELLO\",\"protocol\":[1],\"workerId\":\"w-1\",\"agent\":\"echo\",\"softMemoryLimitMB\":300,\"hardMemoryLimitMB\":512}\n";
+        worker.stdin.write_all(hello.as_bytes()).expect("the worker reads");
+        while !worker.line().contains("\"READY\"") {}
+        worker
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert!(self.stdout.read_line(&mut line).expect("the worker writes") > 0, "the worker has ended");
+        line
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Daemon {
+    child: Child,
+    port: u16,
+    directory: PathBuf,
+}
+
+impl Daemon {
+    fn start(agent: &Path, durability: &str) -> Daemon {
+        let directory = std::env::temp_dir().join(format!("kurultai-bench-{}-{durability}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
+        let (root, agent) = (directory.display(), agent.display());
+        let config = format!(
+            "[daemon]\nstate_dir = \"{root}/state\"\nruntime_dir = \"{root}/run\"\nlog_level = \"warn\"\n\
+             [gateway]\nlisten = \"127.0.0.1:{port}\"\n[spool]\ndurability = \"{durability}\"\n\
+             [queue]\nmax_depth = 64\npriority_limits = {{ critical = 64, high = 64, normal = 64, low = 64, heartbeat = 64 }}\n\
+             [agents.echo]\ncommand = [\"python3\", \"{agent}\"]\nmode = \"persistent\"\n"
+        );
+        let path = directory.join("kurultai.toml");
+        fs::write(&path, config).expect("written");
+        let child =
+            command(env!("CARGO_BIN_EXE_kurultaid")).arg("--config").arg(path).spawn().expect("the daemon starts");
+        let daemon = Daemon { child, port, directory };
+        let patience = now() + Duration::from_secs(30);
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(now() < patience, "the daemon does not listen");
+            std::thread::yield_now();
+        }
+        daemon
+    }
+
+    fn one_submitter(&self) -> Duration {
+        let mut client = Client::connect(self.port);
+        let times = (0..WARM_UP + ROUND_TRIPS).map(|_| {
+            let start = now();
+            client.job();
+            start.elapsed()
+        });
+        median(times.skip(WARM_UP).collect())
+    }
+
+    fn many_submitters(&self) -> f64 {
+        let port = self.port;
+        let deadline = now() + LOAD_TIME;
+        let submit = move || {
+            let mut client = Client::connect(port);
+            let mut jobs = 0_u32;
+            while now() < deadline {
+                client.job();
+                jobs += 1;
+            }
+            jobs
+        };
+        let threads: Vec<_> =
+            (0..SUBMITTERS).map(|_| std::thread::Builder::new().spawn(submit).expect("a thread starts")).collect();
+        let jobs: u32 = threads.into_iter().map(|thread| thread.join().expect("no submitter fails")).sum();
+        f64::from(jobs) / LOAD_TIME.as_secs_f64()
+    }
+
+    fn rss_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+        line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // SAFETY: the process is our child and has not been reaped.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+struct Client {
+    stream: TcpStream,
+    request: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    fn connect(port: u16) -> Client {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+        stream.set_nodelay(true).expect("a socket option");
+        let request = format!(
+            "POST /v1/agents/echo/tasks?wait=30 HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{PAYLOAD}",
+            PAYLOAD.len()
+        );
+        Client { stream, request: request.into_bytes(), buffer: vec![0; 4096] }
+    }
+
+    /// Submits one job and has its result.
+    fn job(&mut self) {
+        self.stream.write_all(&self.request).expect("the daemon reads");
+        let mut have = 0;
+        loop {
+            have += self.stream.read(&mut self.buffer[have..]).expect("the daemon answers");
+            let answer = &self.buffer[..have];
+            if let Some(head) = answer.windows(4).position(|window| window == b"\r\n\r\n")
+                && have >= head + 4 + PAYLOAD.len()
+            {
+                assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(answer));
+                assert!(answer.ends_with(PAYLOAD.as_bytes()), "{}", String::from_utf8_lossy(answer));
+                return;
+            }
+        }
+    }
+}
