@@ -9,12 +9,13 @@ use crate::core::event::{BreakerRequest, Event};
 use crate::core::governor::MemorySample;
 use crate::core::ids::{PermitId, TaskId, WorkerId};
 use crate::core::order::{BreakerOp, PreemptReason, Report, WorkerReport};
+use crate::core::pool::Worker;
 use crate::core::settings::{AgentMode, AgentSettings, Features, Mode, Settings};
 use crate::core::task::{Priority, TaskSpec};
 
-const WALKS: u64 = 120;
+const WALKS: u64 = 100;
 const STEPS: usize = 2000;
-const AGENTS: [&str; 6] = ["calm", "warm", "once", "guarded", "shy", "nobody"];
+const AGENTS: [&str; 9] = ["calm", "calm", "warm", "once", "once", "guarded", "guarded", "shy", "nobody"];
 
 /// Prints the seed of a walk that did not come to its end.
 struct Seed(u64);
@@ -56,7 +57,7 @@ fn random_settings(dice: &mut Dice) -> Settings {
     settings.workers.max = 1 + dice.below(3) as usize;
     settings.workers.idle_timeout = s(dice.below(3) * 10);
     settings.workers.recycle_after_tasks = dice.below(3);
-    settings.workers.max_restarts_per_hour = dice.pick(&[0, 3, 1000]);
+    settings.workers.max_restarts_per_hour = dice.pick(&[0, 3, 30, 1000, 1000]);
     settings.queue.max_depth = 1 + dice.below(6) as usize;
     settings.queue.priority_limits[dice.below(5) as usize] = 1;
     settings.memory.mode = dice.pick(&[Mode::Hard, Mode::Hard, Mode::Soft, Mode::Observe]);
@@ -145,13 +146,13 @@ fn step(world: &mut World) {
             world.reconfigured(&settings);
             world.feed(Event::Reconfigured(Box::new(settings)));
         }
-        83..85 => {
+        83..86 => {
             // What the governor does on its own account.
-            if let Some(worker) = random_worker(world) {
+            for worker in world.processes.keys().copied().collect::<Vec<_>>() {
                 preempt(world, worker);
             }
         }
-        85..95 => {
+        86..95 => {
             world.now += Duration::from_millis(world.dice.below(3000));
             world.feed(Event::DeadlinePassed);
         }
@@ -181,7 +182,7 @@ fn random_worker(world: &mut World) -> Option<WorkerId> {
 }
 
 fn preempt(world: &mut World, worker: WorkerId) {
-    let is_able = |worker: &crate::core::pool::Worker| worker.can_checkpoint;
+    let is_able = |worker: &Worker| worker.can_checkpoint && worker.task().is_some();
     if world.core.pool.get(worker).is_some_and(is_able) {
         world.core.preempt(worker, PreemptReason::MemoryPressure);
         world.feed(Event::DeadlinePassed);
@@ -190,7 +191,7 @@ fn preempt(world: &mut World, worker: WorkerId) {
 
 fn random_permit(world: &mut World) -> PermitId {
     if world.permits.is_empty() || world.dice.one_in(5) {
-        return PermitId(u64::MAX);
+        return PermitId(world.dice.below(200));
     }
     let index = world.dice.below(world.permits.len() as u64) as usize;
     world.permits.swap_remove(index)

@@ -206,7 +206,7 @@ impl World {
     pub fn stir(&mut self, worker: WorkerId, wild: bool) {
         let Some(process) = self.processes.get_mut(&worker) else { return };
         let dice = &mut self.dice;
-        let trouble = if wild { dice.below(12) } else { 12 };
+        let trouble = if wild { dice.below(16) } else { 16 };
         let exit = |status: Option<i32>, signal: Option<i32>| {
             let result = (status == Some(0)).then(result);
             Report::Exited(Box::new(Exit { status, signal, result, ..Exit::default() }))
