@@ -175,6 +175,11 @@ impl Breaker {
         }
     }
 
+    /// Whether an outside caller holds this permit: a task's is not for others to report on.
+    pub fn is_outside(&self, permit: PermitId) -> bool {
+        matches!(self.permits.get(&permit), Some(Holder::Outside(_)))
+    }
+
     /// The call was not made, or its outcome says nothing (a cancelled task).
     pub fn release(&mut self, permit: PermitId) {
         self.permits.remove(&permit);

@@ -239,6 +239,9 @@ impl Core {
                 Ok(()) => (BreakerAnswer::Permit(permit), None),
                 Err(retry_after) => (BreakerAnswer::Open { retry_after }, None),
             },
+            BreakerRequest::Success(permit) | BreakerRequest::Failure(permit) if !breaker.is_outside(permit) => {
+                (BreakerAnswer::UnknownPermit, None)
+            }
             BreakerRequest::Success(permit) => reported(breaker.success(permit)),
             BreakerRequest::Failure(permit) => reported(breaker.failure(now, permit)),
             BreakerRequest::ForceOpen => (BreakerAnswer::Done, breaker.force_open()),

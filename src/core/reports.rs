@@ -195,6 +195,11 @@ impl Core {
                 };
                 return self.order(worker, Order::BreakerState { name: name.clone(), answer });
             }
+            BreakerOp::Success(permit) | BreakerOp::Failure(permit)
+                if known.as_ref().is_some_and(|breaker| !breaker.is_outside(permit)) =>
+            {
+                None
+            }
             BreakerOp::Success(permit) => known.and_then(|breaker| breaker.success(permit)),
             BreakerOp::Failure(permit) => known.and_then(|breaker| breaker.failure(now, permit)),
         };
