@@ -142,6 +142,20 @@ fn a_script_guards_its_calls_with_permits() {
 }
 
 #[test]
+fn a_task_s_permit_is_not_for_others_to_report_on() {
+    let mut sim = Sim::new();
+    sim.submit(task("guarded"));
+    sim.submit(task("calm"));
+    let guessed = PermitId(1);
+    assert_eq!(sim.breaker("net", BreakerRequest::Failure(guessed)), BreakerAnswer::UnknownPermit);
+    assert_eq!(sim.breaker("net", BreakerRequest::Success(guessed)), BreakerAnswer::UnknownPermit);
+    let op = BreakerOp::Failure(guessed);
+    sim.report(WorkerId(2), Report::Breaker { name: Arc::from("net"), op });
+    sim.exit_of(TaskId(1), status(1));
+    assert_eq!(sim.core.breakers["net"].view(sim.now).failures, 1);
+}
+
+#[test]
 fn permits_that_scripts_forget_do_not_push_out_those_of_running_tasks() {
     let mut sim = Sim::new();
     let first = sim.submit(task("guarded"));
