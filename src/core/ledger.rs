@@ -182,6 +182,11 @@ impl Ledger {
         self.finished.values()
     }
 
+    /// The one that ended first comes first.
+    pub fn finished_in_order(&self) -> impl Iterator<Item = &Arc<FinishedTask>> {
+        self.ended.iter().filter_map(|(_, task)| self.finished.get(task))
+    }
+
     pub fn by_key(&self, key: &str) -> Option<TaskId> {
         self.keys.get(key).copied()
     }

@@ -22,7 +22,7 @@ pub mod pool;
 pub mod queue;
 pub mod refusal;
 mod reports;
-mod restore;
+pub mod restore;
 pub mod schedule;
 pub mod settings;
 pub mod task;

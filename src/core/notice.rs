@@ -1,7 +1,7 @@
 //! What the daemon says it did: one variant an event of the log, with the figures that led to it. The same notice becomes
 //! a log line, a metric, a line of `/v1/events` and an entry of `/v1/decisions`.
 
-use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -175,9 +175,10 @@ pub enum Severity {
 }
 
 /// One value of a notice.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, Copy)]
 pub enum Field<'a> {
-    Text(Cow<'a, str>),
+    Text(&'a str),
+    Id(&'a dyn fmt::Display),
     Count(u64),
     Number(f64),
     Flag(bool),
@@ -509,12 +510,12 @@ impl Notice {
     }
 }
 
-fn id<'a>(id: &impl std::fmt::Display) -> Field<'a> {
-    Field::Text(Cow::Owned(id.to_string()))
+fn id(id: &dyn fmt::Display) -> Field<'_> {
+    Field::Id(id)
 }
 
 fn text(text: &str) -> Field<'_> {
-    Field::Text(Cow::Borrowed(text))
+    Field::Text(text)
 }
 
 fn millis<'a>(duration: &Duration) -> Field<'a> {

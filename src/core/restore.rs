@@ -31,7 +31,52 @@ pub enum UnfinishedState {
     Running,
 }
 
+impl Unfinished {
+    /// The records that lead to this state.
+    pub fn records(&self) -> Vec<Record> {
+        let (task, retries, preemptions) = (self.id, self.retries, self.preemptions);
+        let mut records = vec![Record::Accepted { task, spec: self.spec.clone(), created_ms: self.created_ms }];
+        records.extend(self.started_ms.map(|started_ms| Record::Started { task, started_ms }));
+        let returned = |preempted| Record::Returned { task, retries, preemptions, preempted };
+        match self.state {
+            UnfinishedState::Queued => {}
+            UnfinishedState::Returned => records.push(returned(false)),
+            UnfinishedState::Preempted => records.push(returned(true)),
+            UnfinishedState::Running => {
+                records.push(returned(false));
+                records.extend(self.started_ms.map(|started_ms| Record::Started { task, started_ms }));
+            }
+        }
+        records
+    }
+}
+
 impl Core {
+    /// The shortest list of records that says how everything stands.
+    pub fn records(&self) -> Vec<Record> {
+        let finished = self.ledger.finished_in_order().map(|task| Record::Finished(task.clone()));
+        finished.chain(self.ledger.live().flat_map(|task| self.unfinished(task).records())).collect()
+    }
+
+    fn unfinished(&self, task: &Task) -> Unfinished {
+        let state = match task.phase {
+            Phase::Running { .. } => UnfinishedState::Running,
+            Phase::Preempted => UnfinishedState::Preempted,
+            Phase::Queued if task.retries > 0 => UnfinishedState::Returned,
+            Phase::Queued => UnfinishedState::Queued,
+        };
+        Unfinished {
+            id: task.id,
+            spec: task.spec.clone(),
+            created_ms: task.created_ms,
+            started_ms: task.started_ms,
+            retries: task.retries,
+            preemptions: task.preemptions,
+            state,
+            has_checkpoint: task.has_checkpoint,
+        }
+    }
+
     /// Takes over what the last daemon left, in the order it was accepted. What waited, waits; what ran goes by its
     /// checkpoint or its retries, or has failed.
     /// Nothing starts yet: the first event after it, such as a reading of the memory, starts what may.

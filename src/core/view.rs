@@ -121,6 +121,10 @@ impl Core {
         }
     }
 
+    pub fn breaker(&self, name: &str, now: Now) -> Option<BreakerView> {
+        self.breakers.get(name).map(|breaker| breaker.view(now.at))
+    }
+
     pub fn task(&self, id: TaskId) -> Option<TaskView> {
         match self.ledger.get(id) {
             Some(task) => Some(self.live_view(task)),

@@ -103,6 +103,10 @@ impl Files {
         remove(&self.checkpoint_path(task));
     }
 
+    pub fn remove_checkpoint(&self, task: TaskId) {
+        remove(&self.checkpoint_path(task));
+    }
+
     pub fn remove_result(&self, task: TaskId) {
         remove(&self.result_path(task));
     }

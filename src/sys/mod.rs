@@ -4,3 +4,16 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod epoll;
+pub mod eventfd;
+pub mod guard;
+pub mod heap;
+pub mod launch;
+pub mod mark;
+pub mod pipe;
+pub mod poll;
+pub mod proc_self;
+pub mod process;
+pub mod reserve;
+pub mod socket;
+pub mod user;

@@ -1,1 +1,29 @@
-//! Every child process.
+//! Every child process: started, heard, told, signalled and reaped by one supervisor thread over poll(2).
+//!
+//! Owns spawn, limits, pipes, the worker protocol, kill and reap. May import core's types, the spool's files and `sys`.
+//! Must never know the order of the queue, why an order was given, or HTTP.
+//!
+//! A worker leads a session of its own and dies with the supervisor's thread. When it ends, its process group is
+//! killed before it is reaped, and then, one generation after another, what is left of its tree, which the daemon
+//! adopts ([`tree`]). What a daemon killed with KILL leaves behind is the [`guardian`]'s.
+
+pub mod guardian;
+
+mod compose;
+mod lines;
+mod message;
+mod outbox;
+mod process;
+mod result;
+mod room;
+mod session;
+mod spawn;
+mod stderr;
+mod supervisor;
+mod text;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+pub use supervisor::{QueueFull, Supervisor, SupervisorHandle, SupervisorSettings, supervisor};

@@ -1,0 +1,140 @@
+//! The main thread after the start: signals, reload and the order of stopping.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender};
+
+use super::logger::{self, LogFile};
+use super::settings;
+use super::signals::{Signal, Signals};
+use crate::config::{self, Config};
+use crate::gateway::{Command, Exchange};
+use crate::memory;
+use crate::scheduler::call::{Answer, ConfigStatus, Control, ReloadReport, ReloadStatus, Reply};
+use crate::sys::clock::wall_ms;
+use crate::sys::epoll::Epoll;
+use crate::sys::eventfd::EventFd;
+
+pub struct Main {
+    pub path: PathBuf,
+    pub config: Config,
+    pub status: ConfigStatus,
+    pub signals: Signals,
+    pub log_file: LogFile,
+    pub control_tx: Sender<Control>,
+    pub monitor_tx: Sender<memory::Message>,
+    pub commands_rx: Receiver<Command>,
+    pub replies_tx: Sender<Reply<Box<Exchange>>>,
+    pub drained_rx: Receiver<()>,
+    /// Rung with a command, and when draining is over.
+    pub bell: Arc<EventFd>,
+    pub max_body: Arc<AtomicU64>,
+}
+
+const SIGNALS: u64 = 0;
+const BELL: u64 = 1;
+
+impl Main {
+    /// Until the daemon has drained, or is told a second time to stop.
+    pub fn run(mut self) -> std::io::Result<()> {
+        let epoll = Epoll::new()?;
+        epoll.add_for_good(self.signals.bell(), SIGNALS)?;
+        epoll.add_for_good(&*self.bell, BELL)?;
+        let mut is_draining = false;
+        let mut ready = Vec::new();
+        loop {
+            ready.clear();
+            epoll.wait(None, &mut ready)?;
+            self.bell.hear();
+            for signal in self.signals.take() {
+                match signal {
+                    Signal::Stop if is_draining => {
+                        log::warn!(
+                            "told to stop a second time: stopping at once; what ran is decided at the next start"
+                        );
+                        return Ok(());
+                    }
+                    Signal::Stop => {
+                        self.drain();
+                        is_draining = true;
+                    }
+                    Signal::Reload => drop(self.reload()),
+                    Signal::ReopenLog => self.log_file.reopen(),
+                    Signal::LogState => self.tell(Control::LogState),
+                }
+            }
+            while let Ok(command) = self.commands_rx.try_recv() {
+                match command {
+                    Command::Drain => {
+                        self.drain();
+                        is_draining = true;
+                    }
+                    Command::Reload(waiter) => {
+                        let answer = Answer::Reloaded(self.reload());
+                        let _ = self.replies_tx.send(Reply { waiter, answer });
+                    }
+                }
+            }
+            if self.drained_rx.try_recv().is_ok() {
+                log::info!("drained; stopping");
+                return Ok(());
+            }
+        }
+    }
+
+    fn drain(&self) {
+        let timeout = Duration::from_secs(self.config.daemon.drain_timeout_s);
+        log::info!(
+            "draining: new tasks are refused, running ones have {} s; stop again to stop at once",
+            timeout.as_secs()
+        );
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        self.tell(Control::Drain { timeout });
+    }
+
+    /// Takes the file and the environment again; the text of every problem if they are not valid.
+    fn reload(&mut self) -> Result<ReloadReport, String> {
+        let at_ms = wall_ms();
+        match super::load(&self.path) {
+            Ok(loaded) => {
+                for warning in &loaded.warnings {
+                    log::warn!("{warning}");
+                }
+                let (effective, report) = config::reload(&self.config, loaded.config);
+                log::info!(
+                    changed = report.changed.join(","), needsRestart = report.needs_restart.join(",");
+                    "CONFIG_RELOADED"
+                );
+                self.config = effective;
+                self.status.loaded_ms = at_ms;
+                self.status.reload = Some(ReloadStatus { at_ms, error: None });
+                self.apply();
+                Ok(ReloadReport { changed: report.changed, needs_restart: report.needs_restart })
+            }
+            Err(error) => {
+                let text = error.to_string();
+                log::error!(file:% = self.path.display(), text = text.as_str(); "CONFIG_REJECTED");
+                self.status.reload = Some(ReloadStatus { at_ms, error: Some(text.clone()) });
+                self.tell(Control::Reconfigured { settings: None, status: self.status.clone() });
+                Err(text)
+            }
+        }
+    }
+
+    fn apply(&self) {
+        logger::set_level(self.config.daemon.log_level);
+        self.max_body.store(settings::mb(self.config.gateway.max_body_mb), Ordering::Relaxed);
+        let _ = self.monitor_tx.send(memory::Message::Settings(settings::monitor_settings(&self.config)));
+        let settings = Some(Box::new(settings::settings(&self.config)));
+        self.tell(Control::Reconfigured { settings, status: self.status.clone() });
+    }
+
+    fn tell(&self, control: Control) {
+        if self.control_tx.send(control).is_err() {
+            log::error!("the scheduler is gone");
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Every thread and every channel of the daemon, in one place: name, stack, capacity and why.
+//!
+//! ```text
+//! door ──arrivals──► handlers ──calls──► scheduler ──orders──► supervisor
+//!   ▲                  │  ▲                │ ▲ ▲ │               │
+//!   ├─────returns──────┘  └──replies── sync◄─┘ │ └──watch──► monitor
+//!   └──────stream items────────────────────┘   └──reports, control───────
+//! ```
+//!
+//! INVARIANT: no cycle of blocking sends. The scheduler never blocks on the supervisor (`try_send`, and room for every
+//! order that can be in flight), handlers never block on the scheduler (`try_send`), and the queue of replies has room
+//! for an answer to every connection there can be.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, bounded};
+
+use super::control::Main;
+use super::pid_file::PidFile;
+use super::signals::Signals;
+use super::{Options, StartError, listen, logger, settings, token};
+use crate::config::{Config, Durability, Loaded};
+use crate::core::Core;
+use crate::core::event::Now;
+use crate::gateway::{Access, Door, DoorPorts, DoorSettings, Handler, HandlerPorts, RequestIds, Shared};
+use crate::memory::{self, Monitor};
+use crate::scheduler::call::{ConfigStatus, Control};
+use crate::scheduler::{Ports, Scheduler, StreamPort, Syncer};
+use crate::spool::{Restored, Spool};
+use crate::sys;
+use crate::sys::clock::{Clock, wall_ms};
+use crate::sys::epoll::Epoll;
+use crate::sys::eventfd::EventFd;
+use crate::worker::{self, SupervisorSettings};
+
+/// Handlers: enough that one slow upload does not hold up the others on a machine with few cores.
+const HANDLERS: usize = 4;
+
+/// A stack holds what recursion there is: serde_json's, bounded to 128 levels. Pages are used only as they are touched.
+const STACK: usize = 256 * 1024;
+
+/// Control messages: memory readings, clients that leave, a reload; all rare.
+const CONTROL: usize = 256;
+
+/// Reports of workers: a full queue holds workers back through their pipes, and no more.
+const REPORTS: usize = 256;
+
+/// Orders that can be in flight per worker: spawn or assign, cancel, preempt, GC, shutdown, kill, and answers to
+/// breakers, which a worker asks for one after the other.
+const ORDERS_PER_WORKER: usize = 16;
+
+/// Lines for event streams the door has not taken yet.
+const STREAM_ITEMS: usize = 1024;
+
+/// Workers that came or went between two looks of the monitor.
+const WATCHES: usize = 256;
+
+/// How long killed workers have to be gone when the daemon stops.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// How long a thread has to end once it was told to.
+const JOIN: Duration = Duration::from_secs(5);
+
+/// Runs the daemon until it has drained.
+pub fn run(options: &Options, loaded: Loaded) -> Result<(), StartError> {
+    let Loaded { config, warnings, origins } = loaded;
+    drop(origins);
+    sys::heap::keep_small();
+    // Why: before any thread and before memory is in use; the guardian keeps the pages there are now.
+    let guardian = worker::guardian::start().map_err(system("start the guardian process"))?;
+    let daemon = &config.daemon;
+    let log_file = logger::start(daemon.log_level, daemon.log_format, &daemon.log_file)
+        .map_err(|source| StartError::LogFile { path: daemon.log_file.clone(), source })?;
+    for warning in &warnings {
+        log::warn!("{warning}");
+    }
+    drop(warnings);
+    let signals = Signals::register().map_err(system("register signal handlers"))?;
+    let token = token(&config)?;
+    let listeners = listen::listen(&config)?;
+    become_user(&config, listeners.socket.path())?;
+    let clock = Clock::start();
+    let (spool, restored) = Spool::open(&daemon.state_dir, config.spool.durability == Durability::Fsync)?;
+    let parts = Parts { config, signals, log_file, token, clock, instance: guardian.instance() };
+    let started = start(options, parts, listeners, spool, restored)?;
+    let result = started.main.run().map_err(system("wait for signals"));
+    started.threads.stop();
+    drop(guardian);
+    result
+}
+
+struct Parts {
+    config: Config,
+    signals: Signals,
+    log_file: logger::LogFile,
+    token: Option<Vec<u8>>,
+    clock: Clock,
+    instance: worker::guardian::Instance,
+}
+
+struct Started {
+    main: Main,
+    threads: Threads,
+    _pid_file: Option<PidFile>,
+}
+
+fn start(
+    options: &Options,
+    parts: Parts,
+    listeners: listen::Listeners,
+    spool: Spool,
+    restored: Restored,
+) -> Result<Started, StartError> {
+    let Parts { config, signals, log_file, token, clock, instance } = parts;
+    let connections = config.gateway.max_connections;
+    let mut threads = Threads::default();
+
+    let (control_tx, control_rx) = bounded(CONTROL);
+    let (reports_tx, reports_rx) = bounded(REPORTS);
+    // Each connection has at most one request with the scheduler.
+    let (calls_tx, calls_rx) = bounded(connections);
+    let (replies_tx, replies_rx) = bounded(connections + HANDLERS);
+    let (arrivals_tx, arrivals_rx) = bounded(connections);
+    let (returns_tx, returns_rx) = bounded(connections + HANDLERS);
+    let (items_tx, items_rx) = bounded(STREAM_ITEMS);
+    let (watch_tx, watch_rx) = bounded(WATCHES);
+    let (drained_tx, drained_rx) = bounded(1);
+    let (commands_tx, commands_rx) = bounded(HANDLERS);
+
+    let door_bell = Arc::new(EventFd::new().map_err(system("make an eventfd"))?);
+    let main_bell = Arc::new(EventFd::new().map_err(system("make an eventfd"))?);
+    let epoll = Arc::new(Epoll::new().map_err(system("make an epoll instance"))?);
+    let open = Arc::new(AtomicUsize::new(0));
+    let stop_door = Arc::new(AtomicBool::new(false));
+    let metrics = Arc::new(crate::metrics::HttpMetrics::default());
+    let max_body = Arc::new(AtomicU64::new(settings::mb(config.gateway.max_body_mb)));
+
+    let supervisor_settings = SupervisorSettings {
+        files: spool.files(),
+        result_max_bytes: settings::mb(config.spool.retention_mb),
+        clock,
+        stop_grace: STOP_GRACE,
+        instance,
+    };
+    let (supervisor, handle) =
+        worker::supervisor(supervisor_settings, reports_tx, config.workers.max * ORDERS_PER_WORKER)
+            .map_err(system("make the supervisor's descriptors"))?;
+
+    let status = ConfigStatus { file: options.config.clone(), loaded_ms: wall_ms(), reload: None };
+    let now = Now { at: clock.now(), wall_ms: wall_ms() };
+    let damaged = restored.damaged_lines;
+    let (unfinished, finished) = (restored.unfinished.len(), restored.finished.len());
+    let mut core = Core::new(settings::settings(&config), now);
+    let actions = core.restore(restored.finished, restored.unfinished);
+
+    let syncer = if spool.is_synchronous() {
+        let (syncer, thread) = Syncer::new(spool.sync_handle()?, replies_tx.clone());
+        threads.spawn("sync", move || thread.run())?;
+        Some(syncer)
+    } else {
+        None
+    };
+    let (files, ids) = (spool.files(), spool.ids());
+    let ports = Ports {
+        control_rx,
+        reports_rx,
+        calls_rx,
+        replies_tx: replies_tx.clone(),
+        supervisor: handle.clone(),
+        syncer,
+        streams: StreamPort { items_tx, bell: door_bell.clone() },
+        drained: crate::scheduler::DrainedPort { tx: drained_tx, bell: main_bell.clone() },
+        watch_tx: watch_tx.clone(),
+    };
+    let scheduler = Scheduler::new(core, actions, spool, ports, clock, status.clone());
+    let monitor = Monitor::new(settings::monitor_settings(&config), watch_rx, control_tx.clone(), clock)
+        .map_err(system("open /proc"))?;
+    let door_settings = DoorSettings {
+        max_connections: connections,
+        head_timeout: settings::ms(config.gateway.head_timeout_ms),
+        idle_timeout: settings::ms(config.gateway.idle_timeout_ms),
+    };
+    let door_ports = DoorPorts {
+        arrivals_tx,
+        returns_rx,
+        items_rx,
+        control_tx: control_tx.clone(),
+        bell: door_bell.clone(),
+        epoll: epoll.clone(),
+        metrics: metrics.clone(),
+        open: open.clone(),
+        stop: stop_door.clone(),
+    };
+    let door = Door::new(door_settings, door_ports, listeners.tcp, Some(listeners.unix), clock)
+        .map_err(system("watch the listeners"))?;
+    let shared = Arc::new(Shared {
+        access: Access::new(token, &config.gateway.listen, &config.gateway.allowed_hosts),
+        files,
+        ids,
+        clock,
+        metrics,
+        open,
+        epoll,
+        bell: door_bell.clone(),
+        idle_timeout: settings::ms(config.gateway.idle_timeout_ms),
+        max_body: max_body.clone(),
+        request_ids: RequestIds::new(),
+    });
+
+    threads.spawn("supervisor", move || supervisor.run())?;
+    threads.spawn("scheduler", move || scheduler.run())?;
+    threads.spawn("monitor", move || monitor.run())?;
+    for _ in 0..HANDLERS {
+        let ports = HandlerPorts {
+            arrivals_rx: arrivals_rx.clone(),
+            replies_rx: replies_rx.clone(),
+            calls_tx: calls_tx.clone(),
+            returns_tx: returns_tx.clone(),
+            commands: crate::gateway::CommandPort { tx: commands_tx.clone(), bell: main_bell.clone() },
+        };
+        let handler = Handler::new(shared.clone(), ports);
+        threads.spawn("handler", move || handler.run())?;
+    }
+    threads.spawn("door", move || door.run())?;
+    threads.control_tx = Some(control_tx.clone());
+    threads.monitor_tx = Some(watch_tx.clone());
+    threads.supervisor = Some(handle);
+    threads.door = Some((stop_door, door_bell));
+    threads.socket = Some(listeners.socket);
+
+    let pid_file = options.pid_file.clone().map(PidFile::write).transpose()?;
+    sys::heap::trim();
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    log::info!(
+        version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), listen = config.gateway.listen.as_str(),
+        socket:% = config.daemon.runtime_dir.join("kurultai.sock").display(), unfinished = unfinished,
+        finished = finished, damagedLines = damaged;
+        "DAEMON_STARTED"
+    );
+    let main = Main {
+        path: options.config.clone(),
+        config,
+        status,
+        signals,
+        log_file,
+        control_tx,
+        monitor_tx: watch_tx,
+        commands_rx,
+        replies_tx,
+        drained_rx,
+        bell: main_bell,
+        max_body,
+    };
+    Ok(Started { main, threads, _pid_file: pid_file })
+}
+
+/// The threads, in the order of their start, and how each is told to end.
+#[derive(Default)]
+struct Threads {
+    handles: Vec<(&'static str, JoinHandle<()>, Receiver<()>)>,
+    control_tx: Option<crossbeam::channel::Sender<Control>>,
+    monitor_tx: Option<crossbeam::channel::Sender<memory::Message>>,
+    supervisor: Option<worker::SupervisorHandle>,
+    door: Option<(Arc<AtomicBool>, Arc<EventFd>)>,
+    socket: Option<listen::SocketFile>,
+}
+
+impl Threads {
+    fn spawn(&mut self, name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+        let (ended_tx, ended_rx) = bounded(1);
+        let builder = thread::Builder::new().name(name.to_string()).stack_size(STACK);
+        let handle = builder
+            .spawn(move || {
+                body();
+                let _ = ended_tx.send(());
+            })
+            .map_err(system("start a thread"))?;
+        self.handles.push((name, handle, ended_rx));
+        Ok(())
+    }
+
+    /// The scheduler first: it answers whoever waits and syncs the journal; then the workers; then the door, whose end
+    /// ends the handlers.
+    fn stop(mut self) {
+        if let Some(control_tx) = self.control_tx.take() {
+            let _ = control_tx.send(Control::Stop);
+        }
+        self.join(&["scheduler", "sync"]);
+        if let Some(supervisor) = self.supervisor.take() {
+            supervisor.stop();
+        }
+        if let Some(monitor_tx) = self.monitor_tx.take() {
+            let _ = monitor_tx.send(memory::Message::Stop);
+        }
+        self.join(&["supervisor", "monitor"]);
+        if let Some((stop, bell)) = self.door.take() {
+            stop.store(true, Ordering::Release);
+            bell.ring();
+        }
+        self.join(&["door", "handler"]);
+        drop(self.socket.take());
+    }
+
+    fn join(&mut self, names: &[&str]) {
+        for (name, handle, ended_rx) in self.handles.extract_if(.., |(name, ..)| names.contains(name)) {
+            if ended_rx.recv_timeout(JOIN).is_ok() {
+                let _ = handle.join();
+            } else {
+                log::error!("thread {name} does not end within {} s; the daemon ends without it", JOIN.as_secs());
+            }
+        }
+    }
+}
+
+fn become_user(config: &Config, socket: &std::path::Path) -> Result<(), StartError> {
+    let name = &config.daemon.user;
+    if name.is_empty() {
+        return Ok(());
+    }
+    let refused = |why: String| StartError::User { user: name.clone(), why };
+    let user = sys::user::lookup(name)
+        .map_err(|error| refused(error.to_string()))?
+        .ok_or_else(|| refused("there is no such user; create it with adduser --system".to_string()))?;
+    std::fs::create_dir_all(&config.daemon.state_dir).map_err(system("create daemon.state_dir"))?;
+    for path in [config.daemon.state_dir.as_path(), config.daemon.runtime_dir.as_path(), socket] {
+        let owned = std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid));
+        owned.map_err(|error| refused(format!("{} cannot be given to it: {error}", path.display())))?;
+    }
+    user.assume().map_err(|error| refused(format!("{error}; start the daemon as root")))
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::System { what, source }
+}

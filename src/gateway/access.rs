@@ -1,0 +1,115 @@
+//! Who may talk: by the socket's file mode, by token, by `Host` and `Origin`.
+
+use std::net::IpAddr;
+
+use super::answer::Problem;
+use super::conn::Peer;
+use super::head::{Head, cut};
+
+#[derive(Debug)]
+pub struct Access {
+    /// What `Authorization: Bearer` has to say; `None`: nothing.
+    token: Option<Vec<u8>>,
+    /// Beside IP addresses of the loopback range and `localhost`.
+    hosts: Vec<String>,
+}
+
+impl Access {
+    pub fn new(token: Option<Vec<u8>>, listen: &str, allowed_hosts: &[String]) -> Access {
+        let mut hosts: Vec<String> = allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        hosts.push(host_of(listen).to_ascii_lowercase());
+        Access { token, hosts }
+    }
+
+    /// A web page must not drive a local daemon: its requests carry a foreign `Origin`, or a name that was rebound.
+    pub fn check(&self, peer: Peer, head: &Head) -> Result<(), Problem> {
+        let Peer::Network(_) = peer else { return Ok(()) };
+        if let Some(host) = &head.host
+            && !self.is_ours(host)
+        {
+            return Err(forbidden(format!(
+                "Host {:?} is no name of this daemon: use 127.0.0.1, or add it to gateway.allowed_hosts",
+                cut(host)
+            )));
+        }
+        if let Some(origin) = &head.origin {
+            let host = origin.split_once("://").map_or("", |(_, host)| host);
+            if !self.is_ours(host) {
+                return Err(forbidden(format!("requests from pages of {:?} are not taken", cut(origin))));
+            }
+        }
+        match &self.token {
+            Some(token) if head.path != "/health" => check_token(token, head.authorization.as_deref()),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn is_ours(&self, host: &str) -> bool {
+        let name = host_of(host).to_ascii_lowercase();
+        let is_loopback = name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        name == "localhost" || is_loopback || self.hosts.contains(&name)
+    }
+}
+
+/// Without port and brackets.
+fn host_of(host: &str) -> &str {
+    if let Some(rest) = host.strip_prefix('[') {
+        return rest.split_once(']').map_or(rest, |(address, _)| address);
+    }
+    host.rsplit_once(':').map_or(host, |(name, _)| name)
+}
+
+fn check_token(token: &[u8], authorization: Option<&str>) -> Result<(), Problem> {
+    let given = authorization.and_then(|value| value.strip_prefix("Bearer ")).map_or("", str::trim);
+    if equal_in_constant_time(token, given.as_bytes()) {
+        return Ok(());
+    }
+    let what = if authorization.is_some() { "the token is not the right one" } else { "there is no token" };
+    Err(Problem::new(
+        401,
+        "unauthorized",
+        format!("{what}: send Authorization: Bearer with the text of gateway.token_file"),
+    ))
+}
+
+/// Every byte is looked at, so that the time says nothing about how many were right.
+fn equal_in_constant_time(expected: &[u8], given: &[u8]) -> bool {
+    let mut difference = u8::from(expected.len() != given.len());
+    for (nth, byte) in expected.iter().enumerate() {
+        difference |= byte ^ given.get(nth).copied().unwrap_or(0);
+    }
+    std::hint::black_box(difference) == 0
+}
+
+fn forbidden(message: String) -> Problem {
+    Problem::new(403, "forbidden", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_loopback_names_the_listen_address_and_those_allowed() {
+        let access = Access::new(None, "10.0.0.5:7700", &["Box.example".to_string()]);
+        for host in ["127.0.0.1:7700", "localhost", "LOCALHOST:1", "[::1]:7700", "10.0.0.5:7700", "box.example:80"] {
+            assert!(access.is_ours(host), "{host}");
+        }
+        for host in ["evil.example", "127.0.0.1.evil.example", "10.0.0.6:7700", ""] {
+            assert!(!access.is_ours(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_the_whole_token() {
+        for (given, is_right) in [
+            (Some("Bearer secret"), true),
+            (Some("Bearer secre"), false),
+            (Some("Bearer secret2"), false),
+            (Some("Basic secret"), false),
+            (None, false),
+        ] {
+            assert_eq!(check_token(b"secret", given).is_ok(), is_right, "{given:?}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Request bodies: bounded before a byte is read, small ones in memory, large ones straight into the spool.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use super::answer::Problem;
+use super::conn::Conn;
+use crate::core::ids::TaskId;
+use crate::core::limits::INLINE_PAYLOAD_MAX;
+use crate::core::task::Payload;
+use crate::spool::Files;
+use crate::sys::socket::wait_readable;
+
+/// The largest JSON envelope: kurultai-api(7).
+pub const ENVELOPE_MAX: u64 = 256 * 1024;
+
+/// A body that nobody wants is read up to this, so that the connection can go on; beyond, it is closed.
+const UNWANTED_MAX: u64 = 64 * 1024;
+
+/// Whether a body is taken, with the right to say what is wrong with it.
+#[derive(Debug)]
+pub struct Body<'a> {
+    conn: &'a mut Conn,
+    left: u64,
+    idle_timeout: Duration,
+    /// Nothing more comes: the client stopped or went away.
+    has_failed: bool,
+}
+
+impl<'a> Body<'a> {
+    pub fn new(conn: &'a mut Conn, length: u64, idle_timeout: Duration) -> Body<'a> {
+        Body { conn, left: length, idle_timeout, has_failed: false }
+    }
+
+    /// All of it; the caller has bounded the length.
+    pub fn read_all(&mut self) -> Result<Vec<u8>, Problem> {
+        let mut bytes = Vec::with_capacity(usize::try_from(self.left).unwrap_or(0));
+        self.read_to_end(&mut bytes).map_err(|error| unread(&error))?;
+        Ok(bytes)
+    }
+
+    /// Reads it into memory or into the task's payload file.
+    pub fn store(&mut self, task: TaskId, files: &Files) -> Result<Payload, Problem> {
+        if self.left <= INLINE_PAYLOAD_MAX as u64 {
+            return Ok(Payload::Inline(self.read_all()?.into()));
+        }
+        let bytes = self.left;
+        let mut file = files.create_payload(task).map_err(|error| unstored(&error))?;
+        let mut buffer = [0_u8; 16 * 1024];
+        while self.left > 0 {
+            let count = self.read(&mut buffer).map_err(|error| unread(&error))?;
+            file.write_all(&buffer[..count]).map_err(|error| unstored(&error))?;
+        }
+        file.commit().map_err(|error| unstored(&error))?;
+        Ok(Payload::File { bytes })
+    }
+
+    /// Reads what nobody asked for; `false`: the connection cannot go on.
+    pub fn discard(mut self) -> bool {
+        if self.has_failed || self.left > UNWANTED_MAX {
+            return false;
+        }
+        let mut buffer = [0_u8; 4096];
+        while self.left > 0 {
+            if self.read(&mut buffer).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+impl Read for Body<'_> {
+    /// `Ok(0)` only at the end.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let room = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if room == 0 {
+            return Ok(0);
+        }
+        let unread = &mut self.conn.unread;
+        if !unread.is_empty() {
+            let count = room.min(unread.len());
+            buffer[..count].copy_from_slice(&unread[..count]);
+            unread.drain(..count);
+            self.left -= count as u64;
+            return Ok(count);
+        }
+        let read = loop {
+            match self.conn.socket.read(&mut buffer[..room]) {
+                Ok(0) => break Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !wait_readable(&*self.conn.socket, self.idle_timeout)? {
+                        break Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        match read {
+            Ok(count) => {
+                self.left -= count as u64;
+                Ok(count)
+            }
+            Err(error) => {
+                self.has_failed = true;
+                Err(error)
+            }
+        }
+    }
+}
+
+fn unread(error: &io::Error) -> Problem {
+    match error.kind() {
+        io::ErrorKind::TimedOut => Problem::new(408, "invalid_request", "the body stopped coming: send it faster"),
+        _ => Problem::malformed(format!("the body is shorter than its Content-Length: {error}")),
+    }
+}
+
+pub fn unstored(error: &io::Error) -> Problem {
+    let message = format!("the payload cannot be stored: {error}; make room in daemon.state_dir");
+    Problem { retry_after_s: Some(10), ..Problem::new(503, "storage_full", message) }
+}

@@ -1,0 +1,275 @@
+//! Request heads, read strictly: what is ambiguous is refused, not guessed at (RFC 9112, sections 2 to 6).
+
+use std::sync::Arc;
+
+use super::answer::Problem;
+
+/// The longest head: kurultai-api(7).
+pub const HEAD_MAX: usize = 8 * 1024;
+const HEADERS_MAX: usize = 64;
+
+/// The longest `X-Request-Id` that is taken over from the client.
+const REQUEST_ID_MAX: usize = 64;
+const IDEMPOTENCY_KEY_MAX: usize = 128;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Delete,
+    Other,
+}
+
+/// What of a head matters here.
+#[derive(Debug)]
+pub struct Head {
+    pub method: Method,
+    pub path: String,
+    /// Without the question mark.
+    pub query: String,
+    pub is_http_1_0: bool,
+    pub keeps_alive: bool,
+    pub content_length: Option<u64>,
+    pub is_chunked: bool,
+    pub expects_continue: bool,
+    pub content_type: Option<String>,
+    pub authorization: Option<String>,
+    pub host: Option<String>,
+    pub origin: Option<String>,
+    pub request_id: Option<Arc<str>>,
+    pub idempotency_key: Option<Arc<str>>,
+}
+
+/// The head at the start of `bytes` and its length, or `None` if it is not complete.
+pub fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Problem> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut headers);
+    let status = request.parse(bytes).map_err(|error| match error {
+        httparse::Error::TooManyHeaders => Problem::new(
+            431,
+            "invalid_request",
+            format!("the head has more than {HEADERS_MAX} header lines: send fewer"),
+        ),
+        error => Problem::malformed(format!("the request head is malformed: {error}")),
+    })?;
+    let httparse::Status::Complete(length) = status else {
+        return if bytes.len() >= HEAD_MAX { Err(too_large()) } else { Ok(None) };
+    };
+    if length > HEAD_MAX {
+        return Err(too_large());
+    }
+    interpret(&request).map(|head| Some((head, length)))
+}
+
+fn too_large() -> Problem {
+    Problem::new(431, "invalid_request", format!("the head is longer than {HEAD_MAX} bytes: send less in headers"))
+}
+
+fn interpret(request: &httparse::Request<'_, '_>) -> Result<Head, Problem> {
+    let target = request.path.unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let mut head = Head {
+        method: method(request.method.unwrap_or_default()),
+        path: origin_form(path)?,
+        query: query.to_string(),
+        is_http_1_0: request.version == Some(0),
+        keeps_alive: request.version == Some(1),
+        content_length: None,
+        is_chunked: false,
+        expects_continue: false,
+        content_type: None,
+        authorization: None,
+        host: None,
+        origin: None,
+        request_id: None,
+        idempotency_key: None,
+    };
+    for header in request.headers.iter() {
+        take_header(&mut head, header.name, header.value)?;
+    }
+    if head.is_chunked && head.content_length.is_some() {
+        return Err(Problem::malformed("it has both Content-Length and Transfer-Encoding: send one"));
+    }
+    if head.host.is_none() && !head.is_http_1_0 {
+        return Err(Problem::malformed("an HTTP/1.1 request needs a Host header"));
+    }
+    Ok(head)
+}
+
+fn method(name: &str) -> Method {
+    match name {
+        "GET" => Method::Get,
+        "HEAD" => Method::Head,
+        "POST" => Method::Post,
+        "DELETE" => Method::Delete,
+        _ => Method::Other,
+    }
+}
+
+/// A path, or the path of an absolute URL, which a server must take too (RFC 9112, section 3.2.2).
+fn origin_form(target: &str) -> Result<String, Problem> {
+    if target.starts_with('/') {
+        return Ok(target.to_string());
+    }
+    let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
+    match rest.map(|rest| rest.find('/').map_or("/", |slash| &rest[slash..])) {
+        Some(path) => Ok(path.to_string()),
+        None => Err(Problem::malformed(format!("the request target {:?} is no path", cut(target)))),
+    }
+}
+
+fn take_header(head: &mut Head, name: &str, value: &[u8]) -> Result<(), Problem> {
+    let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
+    if is("content-length") {
+        let length = content_length(value)?;
+        if head.content_length.is_some() {
+            return Err(Problem::malformed("it has two Content-Length headers: send one"));
+        }
+        head.content_length = Some(length);
+    } else if is("transfer-encoding") {
+        if head.is_chunked || head.is_http_1_0 || !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            let value = cut(&String::from_utf8_lossy(value)).to_string();
+            return Err(Problem::malformed(format!(
+                "Transfer-Encoding {value:?} is not supported: send chunked, once"
+            )));
+        }
+        head.is_chunked = true;
+    } else if is("host") {
+        if head.host.is_some() {
+            return Err(Problem::malformed("it has two Host headers: send one"));
+        }
+        head.host = Some(text(name, value)?);
+    } else if is("connection") {
+        for option in value.split(|byte| *byte == b',') {
+            if option.trim_ascii().eq_ignore_ascii_case(b"close") {
+                head.keeps_alive = false;
+            } else if option.trim_ascii().eq_ignore_ascii_case(b"keep-alive") && head.is_http_1_0 {
+                head.keeps_alive = true;
+            }
+        }
+    } else if is("expect") {
+        if !value.trim_ascii().eq_ignore_ascii_case(b"100-continue") {
+            return Err(Problem::malformed("the only expectation that can be met is 100-continue"));
+        }
+        head.expects_continue = !head.is_http_1_0;
+    } else if is("content-type") {
+        head.content_type = Some(text(name, value)?);
+    } else if is("authorization") {
+        head.authorization = Some(text(name, value)?);
+    } else if is("origin") {
+        head.origin = Some(text(name, value)?);
+    } else if is("x-request-id") {
+        head.request_id = sane_request_id(value);
+    } else if is("idempotency-key") {
+        head.idempotency_key = Some(idempotency_key(&text(name, value)?)?);
+    }
+    Ok(())
+}
+
+/// Digits only: `+5`, `0x5` or `5, 5` mean different things to different programs.
+fn content_length(value: &[u8]) -> Result<u64, Problem> {
+    let digits = value.trim_ascii();
+    let is_plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    let length = std::str::from_utf8(digits).ok().filter(|_| is_plain).and_then(|digits| digits.parse().ok());
+    length.ok_or_else(|| {
+        let value = String::from_utf8_lossy(value);
+        Problem::malformed(format!("Content-Length {:?} is no number of bytes", cut(&value)))
+    })
+}
+
+/// The client's own id if it can stand in a log line and a header as it is; otherwise it gets one of ours.
+fn sane_request_id(value: &[u8]) -> Option<Arc<str>> {
+    let is_sane = !value.is_empty()
+        && value.len() <= REQUEST_ID_MAX
+        && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte));
+    is_sane.then(|| Arc::from(String::from_utf8_lossy(value)))
+}
+
+pub fn idempotency_key(key: &str) -> Result<Arc<str>, Problem> {
+    let is_sane =
+        !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_MAX && key.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_sane {
+        return Ok(Arc::from(key));
+    }
+    Err(Problem::invalid(format!(
+        "the idempotency key {:?} is not 1 to {IDEMPOTENCY_KEY_MAX} visible ASCII characters",
+        cut(key)
+    )))
+}
+
+fn text(name: &str, value: &[u8]) -> Result<String, Problem> {
+    match std::str::from_utf8(value) {
+        Ok(text) => Ok(text.trim().to_string()),
+        Err(_) => Err(Problem::malformed(format!("header {name} is not valid UTF-8"))),
+    }
+}
+
+/// Enough of what a client sent to recognise it.
+pub fn cut(text: &str) -> &str {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(text: &str) -> Result<Option<(Head, usize)>, u16> {
+        parse(text.as_bytes()).map_err(|problem| problem.status)
+    }
+
+    #[test]
+    fn a_head_is_incomplete_until_its_empty_line() {
+        let whole = "POST /v1/tasks?wait=3 HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\n\r\n";
+        for end in 0..whole.len() {
+            assert!(matches!(head(&whole[..end]), Ok(None)), "after {end} bytes");
+        }
+        let (parsed, length) = head(whole).expect("sound").expect("complete");
+        assert_eq!(length, whole.len());
+        assert_eq!((parsed.method, &*parsed.path, &*parsed.query), (Method::Post, "/v1/tasks", "wait=3"));
+        assert_eq!((parsed.content_length, parsed.keeps_alive), (Some(7), true));
+    }
+
+    #[test]
+    fn what_is_ambiguous_is_refused() {
+        for (headers, why) in [
+            ("Content-Length: 5\r\nContent-Length: 5", "two lengths"),
+            ("Content-Length: 5\r\nTransfer-Encoding: chunked", "length and chunked"),
+            ("Content-Length: +5", "signed"),
+            ("Content-Length: 5x", "odd"),
+            ("Content-Length: 5, 5", "a list"),
+            ("Content-Length:", "empty"),
+            ("Content-Length: 99999999999999999999", "too big"),
+            ("Transfer-Encoding: gzip, chunked", "another coding"),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", "twice"),
+            ("Content-Length : 5", "space before the colon"),
+            ("X: a\r\n b", "folded"),
+            ("Host: b", "two hosts"),
+            ("Expect: tea", "unknown expectation"),
+        ] {
+            let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
+            assert_eq!(head(&text).err(), Some(400), "{why}");
+        }
+        assert_eq!(head("GET / HTTP/1.1\r\n\r\n").err(), Some(400), "no host");
+        assert_eq!(head("GET x HTTP/1.1\r\nHost: a\r\n\r\n").err(), Some(400), "no path");
+    }
+
+    #[test]
+    fn heads_are_bounded() {
+        let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(HEAD_MAX));
+        assert_eq!(head(&long).err(), Some(431));
+        assert_eq!(head(&long[..HEAD_MAX]).err(), Some(431), "before its end has come");
+        let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "x: y\r\n".repeat(HEADERS_MAX));
+        assert_eq!(head(&many).err(), Some(431));
+    }
+
+    #[test]
+    fn an_odd_request_id_is_replaced_and_an_absolute_target_is_a_path() {
+        let text = "GET http://host:1/v1/queue?x HTTP/1.1\r\nHost: a\r\nX-Request-Id: a\"b\r\n\r\n";
+        let (parsed, _) = head(text).expect("sound").expect("complete");
+        assert_eq!((&*parsed.path, &*parsed.query, parsed.request_id), ("/v1/queue", "x", None));
+    }
+}

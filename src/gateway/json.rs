@@ -1,0 +1,356 @@
+//! Core types as the JSON of kurultai-api(7). The only place where a name of the API meets a name of the core.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::core::breaker::{BreakerState, BreakerView};
+use crate::core::governor::Level;
+use crate::core::ledger::TaskView;
+use crate::core::notice::{Field, Notice};
+use crate::core::settings::{AgentMode, Mode, Runtime};
+use crate::core::task::{Failure, Outcome, Priority, ResultPlace, TaskState};
+use crate::core::view::{AgentView, MemoryView, QueueView, ScheduleView, Snapshot, WorkersView};
+use crate::scheduler::call::{Decision, Status, StreamItem, StreamLine};
+
+/// RFC 3339 in UTC with milliseconds.
+pub fn time(ms: u64) -> String {
+    let at = std::time::UNIX_EPOCH + Duration::from_millis(ms);
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+/// Leaves out what has no value yet.
+fn put(object: &mut Map<String, Value>, name: &str, value: Option<impl Into<Value>>) {
+    if let Some(value) = value {
+        object.insert(name.to_string(), value.into());
+    }
+}
+
+pub fn task(view: &TaskView) -> Value {
+    let mut object = Map::new();
+    put(&mut object, "id", Some(view.id.to_string()));
+    put(&mut object, "agent", Some(&*view.agent));
+    put(&mut object, "priority", Some(view.priority.name()));
+    put(&mut object, "state", Some(view.state.name()));
+    put(&mut object, "createdAt", Some(time(view.created_ms)));
+    put(&mut object, "startedAt", view.started_ms.map(time));
+    put(&mut object, "finishedAt", view.finished_ms.map(time));
+    put(&mut object, "attempt", Some(view.attempt));
+    put(&mut object, "maxRetries", Some(view.max_retries));
+    put(&mut object, "preemptions", Some(view.preemptions));
+    if let Some(progress) = &view.progress {
+        let mut inner = Map::new();
+        put(&mut inner, "percent", Some(progress.percent));
+        put(&mut inner, "message", progress.message.as_deref());
+        object.insert("progress".to_string(), Value::Object(inner));
+    }
+    put(&mut object, "queuePosition", view.queue_position);
+    put(&mut object, "requestId", Some(&*view.request_id));
+    put(&mut object, "workerId", view.worker.map(|worker| worker.to_string()));
+    put(&mut object, "payloadBytes", Some(view.payload_bytes));
+    put(&mut object, "peakRssBytes", view.peak_rss_bytes);
+    put(&mut object, "durationMs", view.run_time.map(millis));
+    match view.finished.as_ref().map(|finished| &finished.outcome) {
+        Some(Outcome::Completed(result)) => match (&result.place, result.is_json) {
+            (ResultPlace::Inline(bytes), true) => {
+                // Small ones only; the exact text, with numbers of any length, is at /v1/tasks/ID/result.
+                put(&mut object, "result", serde_json::from_slice::<Value>(bytes).ok());
+            }
+            (ResultPlace::Inline(_), false) | (ResultPlace::File { .. }, _) => {
+                put(&mut object, "resultBytes", Some(result.bytes()));
+            }
+        },
+        Some(Outcome::Failed(failure)) => put(&mut object, "error", Some(self::failure(failure))),
+        Some(Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted) | None => {}
+    }
+    Value::Object(object)
+}
+
+pub fn failure(failure: &Failure) -> Value {
+    let mut object = Map::new();
+    put(&mut object, "code", Some(failure.code.name()));
+    put(&mut object, "message", Some(&*failure.message));
+    put(&mut object, "stack", failure.stack.as_deref());
+    put(&mut object, "exitStatus", failure.exit_status);
+    put(&mut object, "signal", failure.signal);
+    put(&mut object, "stderrTail", failure.stderr_tail.as_deref());
+    Value::Object(object)
+}
+
+/// Milliseconds with the fraction that a microsecond is.
+fn millis(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
+}
+
+/// A ratio with three digits: more would be noise.
+fn ratio(ratio: f64) -> f64 {
+    (ratio * 1000.0).round() / 1000.0
+}
+
+pub fn status(status: &Status) -> Value {
+    let snapshot = &status.snapshot;
+    let reload = status.config.reload.as_ref().map(|reload| {
+        let mut object = Map::new();
+        put(&mut object, "at", Some(time(reload.at_ms)));
+        put(&mut object, "result", Some(if reload.error.is_none() { "ok" } else { "rejected" }));
+        put(&mut object, "error", reload.error.as_deref());
+        Value::Object(object)
+    });
+    let mut object = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "state": if snapshot.is_draining { "draining" } else { "running" },
+        "pid": std::process::id(),
+        "uptimeS": millis(status.uptime).round() / 1000.0,
+        "config": {
+            "file": status.config.file.display().to_string(),
+            "loadedAt": time(status.config.loaded_ms),
+            "reload": reload,
+        },
+        "memory": memory(&snapshot.memory),
+        "queue": queue(&snapshot.queue),
+        "workers": workers(&snapshot.workers),
+        "breakers": breakers(snapshot),
+        "schedules": snapshot.schedules.iter().map(|view| schedule(view, snapshot)).collect::<Vec<_>>(),
+        "features": {
+            "memoryGovernance": snapshot.features.memory_governance,
+            "workerPool": snapshot.features.worker_pool,
+            "circuitBreakers": snapshot.features.circuit_breakers,
+            "rolloutPercent": snapshot.features.rollout_percent,
+        },
+    });
+    if let Some(error) = &status.storage_error {
+        object["storage"] = json!({ "error": error });
+    }
+    object
+}
+
+pub fn memory(view: &MemoryView) -> Value {
+    let settings = &view.settings;
+    let [warning, critical, reject, emergency] = settings.thresholds;
+    let mut pressure = Map::new();
+    put(&mut pressure, "budget", view.budget.map(ratio));
+    let mut object = json!({
+        "level": view.level.name(),
+        "mode": mode(settings.mode),
+        "incident": view.incident.map(|incident| incident.to_string()),
+        "limitBytes": settings.limit_bytes,
+        "thresholds": {
+            "warning": warning, "critical": critical, "reject": reject, "emergency": emergency,
+            "hysteresis": settings.hysteresis,
+        },
+    });
+    if let Some((at, sample)) = &view.sample {
+        put(&mut pressure, "cgroup", sample.cgroup.map(ratio));
+        put(&mut pressure, "host", sample.host.map(ratio));
+        object["usageBytes"] = json!(sample.usage_bytes);
+        object["daemon"] = json!({ "rssBytes": sample.daemon_rss_bytes });
+        object["host"] = json!({ "totalBytes": sample.total_bytes, "availableBytes": sample.available_bytes });
+        object["sampledAt"] = json!(time(at.wall_ms));
+    }
+    object["pressure"] = Value::Object(pressure);
+    object
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Observe => "observe",
+        Mode::Soft => "soft",
+        Mode::Hard => "hard",
+    }
+}
+
+pub fn queue(view: &QueueView) -> Value {
+    let by_level = |counts: &[usize; Priority::COUNT]| {
+        let pairs = Priority::ALL.iter().map(|priority| (priority.name().to_string(), json!(counts[priority.index()])));
+        Value::Object(pairs.collect())
+    };
+    let tasks: Vec<Value> = view
+        .tasks
+        .iter()
+        .enumerate()
+        .map(|(index, (id, agent, priority, state))| {
+            json!({
+                "id": id.to_string(), "agent": &**agent, "priority": priority.name(),
+                "position": index + 1, "state": state.name(),
+            })
+        })
+        .collect();
+    json!({
+        "depth": view.depth, "maxDepth": view.max_depth, "parked": view.parked,
+        "byPriority": by_level(&view.by_priority), "limits": by_level(&view.limits), "tasks": tasks,
+    })
+}
+
+pub fn workers(view: &WorkersView) -> Value {
+    let workers: Vec<Value> = view
+        .workers
+        .iter()
+        .map(|worker| {
+            let mut object = Map::new();
+            put(&mut object, "id", Some(worker.id.to_string()));
+            put(&mut object, "agent", Some(&*worker.agent));
+            put(&mut object, "mode", Some(agent_mode(worker.mode)));
+            put(&mut object, "pid", worker.pid);
+            put(&mut object, "state", Some(worker.state));
+            put(&mut object, "task", worker.task.map(|task| task.to_string()));
+            put(&mut object, "startedAt", Some(time(worker.started_ms)));
+            put(&mut object, "tasksDone", Some(worker.tasks_done));
+            put(&mut object, "rssBytes", worker.rss_bytes);
+            put(&mut object, "heapUsedBytes", worker.heap.map(|heap| heap.heap_used).filter(|bytes| *bytes > 0));
+            Value::Object(object)
+        })
+        .collect();
+    json!({ "max": view.max, "active": view.active, "idle": view.idle, "workers": workers })
+}
+
+fn agent_mode(mode: AgentMode) -> &'static str {
+    match mode {
+        AgentMode::Oneshot => "oneshot",
+        AgentMode::Persistent => "persistent",
+    }
+}
+
+pub fn breakers(snapshot: &Snapshot) -> Vec<Value> {
+    snapshot.breakers.iter().map(|(name, view)| breaker(name, view)).collect()
+}
+
+pub fn breaker(name: &str, view: &BreakerView) -> Value {
+    let mut object = Map::new();
+    put(&mut object, "name", Some(name));
+    put(&mut object, "state", Some(view.state.name()));
+    put(&mut object, "failures", Some(view.failures));
+    put(&mut object, "successes", Some(view.successes));
+    put(&mut object, "openings", Some(view.openings));
+    put(&mut object, "retryAfterMs", view.retry_after.map(|wait| wait.as_millis() as u64));
+    put(&mut object, "forced", Some(view.forced));
+    Value::Object(object)
+}
+
+fn schedule(view: &ScheduleView, snapshot: &Snapshot) -> Value {
+    json!({
+        "name": &*view.name, "agent": &*view.agent, "everyS": view.every.as_secs(),
+        "nextAt": time(snapshot.now.wall_ms + view.next_in.as_millis() as u64), "skipped": view.skipped,
+    })
+}
+
+pub fn agents(agents: &[AgentView]) -> Value {
+    let agent = |agent: &AgentView| {
+        let mut object = Map::new();
+        put(&mut object, "name", Some(&*agent.name));
+        put(&mut object, "mode", Some(agent_mode(agent.mode)));
+        let runtime = match agent.runtime {
+            Runtime::Generic => "generic",
+            Runtime::Node => "node",
+        };
+        put(&mut object, "runtime", Some(runtime));
+        put(&mut object, "available", Some(agent.retry_after.is_none()));
+        put(&mut object, "retryAfterS", agent.retry_after.map(|wait| wait.as_secs_f64().ceil() as u64));
+        put(&mut object, "breaker", agent.breaker.as_deref());
+        put(&mut object, "running", Some(agent.running));
+        put(&mut object, "queued", Some(agent.queued));
+        put(&mut object, "failuresLastHour", Some(agent.failures_last_hour));
+        Value::Object(object)
+    };
+    json!({ "agents": agents.iter().map(agent).collect::<Vec<_>>() })
+}
+
+/// The health object and its HTTP status.
+pub fn health(status: &Status) -> (u16, Value) {
+    let snapshot = &status.snapshot;
+    let (code, name) = if snapshot.is_draining {
+        (503, "draining")
+    } else {
+        match snapshot.memory.level {
+            Level::Normal => (200, "ok"),
+            Level::Warning => (200, "warning"),
+            Level::Critical => (200, "critical"),
+            Level::Reject => (503, "overloaded"),
+            Level::Emergency => (503, "emergency"),
+        }
+    };
+    let open = snapshot.breakers.iter().filter(|(_, breaker)| breaker.state == BreakerState::Open).count();
+    let mut object = json!({
+        "status": name,
+        "memory": { "level": snapshot.memory.level.name(), "pressure": ratio(snapshot.memory.pressure) },
+        "queue": { "depth": snapshot.queue.depth, "maxDepth": snapshot.queue.max_depth },
+        "workers": {
+            "active": snapshot.workers.active, "idle": snapshot.workers.idle, "max": snapshot.workers.max,
+        },
+        "breakers": { "open": open },
+    });
+    if code == 503 {
+        object["retryAfterS"] = json!(snapshot.memory.retry_after.as_secs().max(1));
+    }
+    if let Some(error) = &status.storage_error {
+        object["storage"] = json!({ "error": error });
+    }
+    (code, object)
+}
+
+pub fn decisions(decisions: &[Decision]) -> Vec<Value> {
+    decisions.iter().map(decision).collect()
+}
+
+fn decision(decision: &Decision) -> Value {
+    let mut figures = Map::new();
+    let mut object = Map::new();
+    object.insert("at".to_string(), json!(time(decision.at_ms)));
+    object.insert("event".to_string(), json!(decision.notice.name()));
+    decision.notice.fields(&mut |name, field| match name {
+        "task" | "worker" | "incident" | "request" | "agent" => {
+            object.insert(name.to_string(), value(field));
+        }
+        "text" => {}
+        figure => {
+            figures.insert(figure.to_string(), value(field));
+        }
+    });
+    object.insert("text".to_string(), json!(decision.notice.sentence()));
+    object.insert("figures".to_string(), Value::Object(figures));
+    Value::Object(object)
+}
+
+fn value(field: Field<'_>) -> Value {
+    match field {
+        Field::Text(text) => json!(text),
+        Field::Id(id) => json!(id.to_string()),
+        Field::Count(count) => json!(count),
+        Field::Number(number) if number.fract() == 0.0 && number.abs() < 1e15 => json!(number as i64),
+        Field::Number(number) => json!(number),
+        Field::Flag(flag) => json!(flag),
+    }
+}
+
+/// A line of an event stream with its newline; `None` for the end of one.
+pub fn stream_line(item: &StreamItem) -> Option<Vec<u8>> {
+    let at = time(item.at_ms);
+    let object = match &item.line {
+        StreamLine::State { task, state, attempt } => state_line(at, *task, *state, *attempt),
+        StreamLine::Progress { task, percent, message } => {
+            let mut object = json!({ "at": at, "type": "progress", "task": task.to_string(), "percent": percent });
+            if let Some(message) = message {
+                object["message"] = json!(message);
+            }
+            object
+        }
+        StreamLine::Event(notice) => event_line(at, notice),
+        StreamLine::End => return None,
+    };
+    let mut line = object.to_string().into_bytes();
+    line.push(b'\n');
+    Some(line)
+}
+
+fn state_line(at: String, task: crate::core::ids::TaskId, state: TaskState, attempt: u32) -> Value {
+    json!({ "at": at, "type": "state", "task": task.to_string(), "state": state.name(), "attempt": attempt })
+}
+
+fn event_line(at: String, notice: &Notice) -> Value {
+    let mut object = Map::new();
+    object.insert("at".to_string(), json!(at));
+    object.insert("event".to_string(), json!(notice.name()));
+    notice.fields(&mut |name, field| {
+        object.insert(name.to_string(), value(field));
+    });
+    Value::Object(object)
+}

@@ -1,0 +1,22 @@
+//! The HTTP side: who may talk, how much and how long; JSON in, JSON out.
+//!
+//! Owns the door, the handlers, routes and access. May import core's types, the spool for bodies and results, the
+//! scheduler's calls, tiny_http and httparse. Must never know workers, nor memory beyond a status snapshot.
+
+mod access;
+mod answer;
+mod body;
+mod conn;
+mod door;
+mod handler;
+mod head;
+mod json;
+mod outgoing;
+mod query;
+mod render;
+mod routes;
+mod submit;
+
+pub use access::Access;
+pub use door::{Arrival, Door, DoorPorts, DoorSettings, Return};
+pub use handler::{Command, CommandPort, Exchange, Handler, HandlerPorts, RequestIds, Shared};

@@ -1,0 +1,153 @@
+//! Bytes on their way to a client that may be slow: nobody's thread waits for it.
+
+use std::fs::File;
+use std::io;
+
+use super::conn::Conn;
+use crate::sys::socket::send_file;
+
+/// Lines an event stream may be behind, in bytes; a slower client is let go.
+const BEHIND_MAX: usize = 64 * 1024;
+
+/// What of a refused request is still read, so that the client sees the answer and not a reset.
+const DISCARD_MAX: usize = 64 * 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    Done,
+    /// The socket takes no more for now.
+    More,
+    Broken,
+}
+
+/// An answer that did not fit into the socket at once.
+#[derive(Debug)]
+pub struct Sending {
+    pub conn: Conn,
+    pub keeps_alive: bool,
+    bytes: Vec<u8>,
+    sent: usize,
+    file: Option<FileRest>,
+}
+
+#[derive(Debug)]
+struct FileRest {
+    file: File,
+    offset: u64,
+    left: u64,
+}
+
+impl Sending {
+    pub fn new(conn: Conn, bytes: Vec<u8>, file: Option<(File, u64)>, keeps_alive: bool) -> Sending {
+        let file = file.map(|(file, left)| FileRest { file, offset: 0, left });
+        Sending { conn, keeps_alive, bytes, sent: 0, file }
+    }
+
+    /// Sends what the socket takes.
+    pub fn push(&mut self) -> Progress {
+        while self.sent < self.bytes.len() {
+            match self.conn.socket.write(&self.bytes[self.sent..]) {
+                Ok(0) => return Progress::Broken,
+                Ok(count) => self.sent += count,
+                Err(error) => match stalled(&error) {
+                    Some(progress) => return progress,
+                    None => continue,
+                },
+            }
+        }
+        let Some(rest) = &mut self.file else { return Progress::Done };
+        while rest.left > 0 {
+            match send_file(&*self.conn.socket, &rest.file, rest.offset, rest.left) {
+                // The head promised more than there is: only closing tells the client.
+                Ok(0) => return Progress::Broken,
+                Ok(count) => {
+                    rest.offset += count;
+                    rest.left -= count;
+                }
+                Err(error) => match stalled(&error) {
+                    Some(progress) => return progress,
+                    None => continue,
+                },
+            }
+        }
+        Progress::Done
+    }
+}
+
+/// An event stream: lines as HTTP/1.1 chunks.
+#[derive(Debug)]
+pub struct Following {
+    pub conn: Conn,
+    pending: Vec<u8>,
+    has_ended: bool,
+}
+
+impl Following {
+    pub fn new(conn: Conn, head: Vec<u8>) -> Following {
+        Following { conn, pending: head, has_ended: false }
+    }
+
+    pub fn push(&mut self, line: &[u8]) {
+        self.pending.extend_from_slice(format!("{:x}\r\n", line.len()).as_bytes());
+        self.pending.extend_from_slice(line);
+        self.pending.extend_from_slice(b"\r\n");
+    }
+
+    /// No more lines come.
+    pub fn end(&mut self) {
+        self.pending.extend_from_slice(b"0\r\n\r\n");
+        self.has_ended = true;
+    }
+
+    pub fn is_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    pub fn write(&mut self) -> Progress {
+        let mut sent = 0;
+        let progress = loop {
+            if sent == self.pending.len() {
+                break Progress::Done;
+            }
+            match self.conn.socket.write(&self.pending[sent..]) {
+                Ok(0) => break Progress::Broken,
+                Ok(count) => sent += count,
+                Err(error) => {
+                    if let Some(progress) = stalled(&error) {
+                        break progress;
+                    }
+                }
+            }
+        };
+        self.pending.drain(..sent);
+        if self.pending.is_empty() {
+            self.pending = Vec::new();
+        }
+        if self.pending.len() > BEHIND_MAX { Progress::Broken } else { progress }
+    }
+}
+
+/// Tells a client something on the way out; one that does not take it at once does not get it.
+pub fn say_and_close(conn: Conn, bytes: &[u8]) {
+    let _ = conn.socket.write(bytes);
+    let _ = match &*conn.socket {
+        super::conn::Socket::Tcp(stream) => stream.shutdown(std::net::Shutdown::Write),
+        super::conn::Socket::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
+    };
+    let mut buffer = [0_u8; 4096];
+    let mut discarded = 0;
+    while discarded < DISCARD_MAX {
+        match conn.socket.read(&mut buffer) {
+            Ok(0) | Err(_) => return,
+            Ok(count) => discarded += count,
+        }
+    }
+}
+
+fn stalled(error: &io::Error) -> Option<Progress> {
+    match error.kind() {
+        io::ErrorKind::Interrupted => None,
+        io::ErrorKind::WouldBlock => Some(Progress::More),
+        _ => Some(Progress::Broken),
+    }
+}

@@ -1,0 +1,599 @@
+//! The loop around the core: it alone holds the core, hands it events and performs its actions.
+//!
+//! May import core, channels, the spool, the supervisor's handle and metrics. Must never know why an action was chosen,
+//! nor who waits for an answer.
+
+pub mod call;
+mod report;
+mod streams;
+mod sync;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, at, never, select_biased};
+
+use crate::core::Core;
+use crate::core::event::{Action, Answer as CoreAnswer, Event, Now, Record, Submission};
+use crate::core::ids::{TaskId, Ticket};
+use crate::core::ledger::FinishedTask;
+use crate::core::limits;
+use crate::core::notice::Notice;
+use crate::core::order::WorkerReport;
+use crate::core::settings::ScheduleSettings;
+use crate::core::task::{Outcome, Payload, PayloadKind, TaskSpec};
+use crate::core::view::finished_view;
+use crate::metrics::Metrics;
+use crate::spool::{Files, Spool, TaskIds};
+use crate::sys::clock::{Clock, wall_ms};
+use crate::sys::eventfd::EventFd;
+use crate::worker::SupervisorHandle;
+use call::{Answer, Call, ConfigStatus, Control, Decision, Reply, Request, Status};
+pub use streams::StreamPort;
+use streams::Streams;
+pub use sync::{SyncThread, Syncer};
+
+/// Decisions that are remembered for `/v1/decisions` and `/why`.
+const DECISIONS_MAX: usize = 256;
+
+/// Events of one lane that are taken before the next lane has its turn: a flooding worker cannot starve submissions.
+const TURN_MAX: usize = 32;
+
+/// After a failed write, the whole journal is written anew at this interval until that works.
+const STORAGE_RETRY: Duration = Duration::from_secs(2);
+
+/// What the scheduler hears from and speaks to; ends named by direction.
+pub struct Ports<W> {
+    pub control_rx: Receiver<Control>,
+    pub reports_rx: Receiver<WorkerReport>,
+    pub calls_rx: Receiver<Call<W>>,
+    pub replies_tx: Sender<Reply<W>>,
+    pub supervisor: SupervisorHandle,
+    /// `None` with `durability = "none"`: nothing waits for the disk.
+    pub syncer: Option<Syncer<W>>,
+    pub streams: StreamPort,
+    /// Told once, when draining is over.
+    pub drained: DrainedPort,
+    /// Worker processes come and go: for the monitor.
+    pub watch_tx: Sender<crate::memory::Message>,
+}
+
+/// The way to the main thread: a queue of one and a bell.
+pub struct DrainedPort {
+    pub tx: Sender<()>,
+    pub bell: Arc<EventFd>,
+}
+
+/// What the monitor has to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    Started { worker: crate::core::ids::WorkerId, pid: u32 },
+    Ended { worker: crate::core::ids::WorkerId },
+}
+
+pub struct Scheduler<W> {
+    core: Core,
+    ports: Ports<W>,
+    spool: Spool,
+    files: Files,
+    ids: TaskIds,
+    clock: Clock,
+    metrics: Metrics,
+    decisions: VecDeque<Decision>,
+    streams: Streams,
+    config: ConfigStatus,
+    /// Callers that wait for a task to end.
+    waiting: Vec<Waiting<W>>,
+    /// The caller of the event being handled; answered within the same turn.
+    caller: Option<Caller<W>>,
+    /// Actions of this turn, performed together: one write for all their records.
+    actions: Vec<Action>,
+    storage: Option<StorageTrouble>,
+    is_stopping: bool,
+}
+
+struct Waiting<W> {
+    task: TaskId,
+    until: Duration,
+    from: u64,
+    waiter: W,
+}
+
+struct Caller<W> {
+    from: u64,
+    waiter: W,
+    wait: Option<Duration>,
+    breaker: Option<Arc<str>>,
+    task: Option<TaskId>,
+}
+
+struct StorageTrouble {
+    error: String,
+    retry_at: Duration,
+}
+
+const NOBODY: Ticket = Ticket(0);
+const CALLER: Ticket = Ticket(1);
+
+impl<W: Send + 'static> Scheduler<W> {
+    /// `actions`: what the core wanted done when it took over what the spool remembered.
+    pub fn new(
+        core: Core,
+        actions: Vec<Action>,
+        spool: Spool,
+        ports: Ports<W>,
+        clock: Clock,
+        config: ConfigStatus,
+    ) -> Self {
+        let mut metrics = Metrics::default();
+        metrics.know_agents(core.settings().agents.keys());
+        Scheduler {
+            core,
+            files: spool.files(),
+            ids: spool.ids(),
+            spool,
+            streams: Streams::new(ports.streams.clone()),
+            ports,
+            clock,
+            metrics,
+            decisions: VecDeque::with_capacity(DECISIONS_MAX),
+            config,
+            waiting: Vec::new(),
+            caller: None,
+            actions,
+            storage: None,
+            is_stopping: false,
+        }
+    }
+
+    /// Runs until [`Control::Stop`], or until nobody can send any more.
+    pub fn run(mut self) {
+        self.step(Event::DeadlinePassed);
+        self.perform();
+        while !self.is_stopping {
+            if !self.take_turn() && !self.wait() {
+                break;
+            }
+            if self.is_due() {
+                self.step(Event::DeadlinePassed);
+                self.perform();
+                self.time_out_waiting();
+                self.retry_storage();
+            }
+        }
+        self.dismiss_waiting();
+        if let Some(syncer) = &self.ports.syncer {
+            syncer.flush();
+        }
+    }
+
+    /// Whoever still waits is told how his task stands: it is safe in the spool.
+    fn dismiss_waiting(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            let view = self.core.task(waiting.task).map(Box::new);
+            let answer = view.map_or(Answer::Task(None), |view| Answer::Submitted { view, is_duplicate: false });
+            self.reply(waiting.waiter, answer);
+        }
+    }
+
+    /// Takes what has come on each lane, the urgent ones first. Tells if there was anything.
+    fn take_turn(&mut self) -> bool {
+        let mut taken = 0;
+        while let Ok(control) = self.ports.control_rx.try_recv() {
+            self.control(control);
+            taken += 1;
+        }
+        for _ in 0..TURN_MAX {
+            let Ok(report) = self.ports.reports_rx.try_recv() else { break };
+            self.report(report);
+            taken += 1;
+        }
+        for _ in 0..TURN_MAX {
+            let Ok(call) = self.ports.calls_rx.try_recv() else { break };
+            self.call(call);
+            taken += 1;
+        }
+        taken > 0
+    }
+
+    /// Sleeps until something comes or the next deadline; `false` when no sender is left.
+    fn wait(&mut self) -> bool {
+        let wake_rx = match self.next_wake() {
+            Some(deadline) => at(self.clock.instant(deadline)),
+            None => never(),
+        };
+        select_biased! {
+            recv(self.ports.control_rx) -> control => match control {
+                Ok(control) => self.control(control),
+                Err(_) => return false,
+            },
+            recv(self.ports.reports_rx) -> report => match report {
+                Ok(report) => self.report(report),
+                Err(_) => return false,
+            },
+            recv(self.ports.calls_rx) -> call => match call {
+                Ok(call) => self.call(call),
+                Err(_) => return false,
+            },
+            recv(wake_rx) -> _ => {}
+        }
+        true
+    }
+
+    fn next_wake(&self) -> Option<Duration> {
+        let waiting = self.waiting.iter().map(|waiting| waiting.until).min();
+        let storage = self.storage.as_ref().map(|trouble| trouble.retry_at);
+        [self.core.next_deadline(), waiting, storage].into_iter().flatten().min()
+    }
+
+    fn is_due(&self) -> bool {
+        self.next_wake().is_some_and(|deadline| deadline <= self.clock.now())
+    }
+
+    fn now(&self) -> Now {
+        Now { at: self.clock.now(), wall_ms: wall_ms() }
+    }
+
+    fn step(&mut self, event: Event) {
+        let now = self.now();
+        let actions = self.core.handle(now, event);
+        if self.actions.is_empty() {
+            self.actions = actions;
+        } else {
+            self.actions.extend(actions);
+        }
+    }
+
+    fn report(&mut self, report: WorkerReport) {
+        self.watch(&report);
+        self.step(Event::Worker(report));
+        self.perform();
+    }
+
+    fn control(&mut self, control: Control) {
+        match control {
+            Control::Memory(sample) => {
+                self.metrics.note_sample();
+                self.step(Event::MemorySampled(sample));
+            }
+            Control::Reconfigured { settings, status } => {
+                self.metrics.note_reload(settings.is_some());
+                self.config = status;
+                if let Some(settings) = settings {
+                    self.metrics.know_agents(settings.agents.keys());
+                    self.step(Event::Reconfigured(settings));
+                }
+            }
+            Control::Drain { timeout } => self.step(Event::DrainRequested { timeout }),
+            Control::Gone { from } => {
+                self.waiting.retain(|waiting| waiting.from != from);
+                self.streams.forget(from);
+            }
+            Control::Follow { from, what } => {
+                let now = self.now();
+                self.streams.follow(&self.core, now, from, what);
+            }
+            Control::LogState => report::log_state(&self.core.snapshot(self.now())),
+            Control::Stop => self.is_stopping = true,
+        }
+        self.perform();
+    }
+
+    fn call(&mut self, call: Call<W>) {
+        let Call { from, waiter, request } = call;
+        let mut caller = Caller { from, waiter, wait: None, breaker: None, task: None };
+        let event = match request {
+            Request::Submit { task, draft, wait } => {
+                if let Some(trouble) = &self.storage {
+                    let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: STORAGE_RETRY };
+                    self.files.remove_inputs(task);
+                    return self.reply(caller.waiter, answer);
+                }
+                caller.wait = wait;
+                caller.task = Some(task);
+                let spec = Box::new(draft.complete(self.core.settings()));
+                Event::Submitted { ticket: CALLER, task, spec }
+            }
+            Request::Cancel { task } => {
+                caller.task = Some(task);
+                Event::CancelRequested { ticket: CALLER, task }
+            }
+            Request::Breaker { name, request } => {
+                caller.breaker = Some(name.clone());
+                Event::Breaker { ticket: CALLER, name, request }
+            }
+            query @ (Request::Task { .. }
+            | Request::Tasks(_)
+            | Request::Status
+            | Request::Scrape
+            | Request::Decisions { .. }
+            | Request::Why { .. }
+            | Request::Ping) => {
+                let answer = self.query(query);
+                return self.reply(caller.waiter, answer);
+            }
+        };
+        self.caller = Some(caller);
+        self.step(event);
+        self.perform();
+    }
+
+    fn query(&self, query: Request) -> Answer {
+        match query {
+            Request::Task { task } => Answer::Task(self.core.task(task).map(Box::new)),
+            Request::Tasks(filter) => Answer::Tasks(self.core.tasks(&filter)),
+            Request::Status => Answer::Status(Box::new(Status {
+                snapshot: self.core.snapshot(self.now()),
+                config: self.config.clone(),
+                uptime: self.clock.now(),
+                storage_error: self.storage.as_ref().map(|trouble| trouble.error.clone()),
+            })),
+            Request::Scrape => Answer::Scrape(Box::new((self.metrics.clone(), self.core.snapshot(self.now())))),
+            Request::Decisions { limit } => {
+                Answer::Decisions(self.decisions.iter().rev().take(limit).cloned().collect())
+            }
+            Request::Why { task } => Answer::Why(self.core.task(task).map(|view| {
+                let about = |decision: &&Decision| decision.notice.task() == Some(task);
+                (Box::new(view), self.decisions.iter().rev().filter(about).cloned().collect())
+            })),
+            Request::Submit { .. } | Request::Cancel { .. } | Request::Breaker { .. } | Request::Ping => Answer::Pong,
+        }
+    }
+
+    /// Performs what the core wanted, records first: nobody is told of anything that is not written.
+    fn perform(&mut self) {
+        while !self.actions.is_empty() {
+            let actions = std::mem::take(&mut self.actions);
+            let has_records = self.write_records(&actions);
+            let mut replies = Vec::new();
+            for action in actions {
+                self.perform_one(action, &mut replies);
+            }
+            match &self.ports.syncer {
+                Some(syncer) if has_records => syncer.release(replies),
+                Some(_) | None => replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply)),
+            }
+        }
+        if self.spool.wants_rewrite() {
+            self.rewrite_journal();
+        }
+    }
+
+    fn perform_one(&mut self, action: Action, replies: &mut Vec<Reply<W>>) {
+        match action {
+            // Why: written already, before anything else of this turn.
+            Action::Record(Record::Finished(task)) => self.clear_inputs(&task),
+            Action::Record(Record::Forgotten { task }) => self.files.remove_result(task),
+            Action::Record(Record::Accepted { .. } | Record::Started { .. } | Record::Returned { .. }) => {}
+            Action::Worker(worker, order) => {
+                if let Err(refused) = self.ports.supervisor.send(worker, order) {
+                    // INVARIANT: its capacity is the most orders that can be in flight.
+                    log::error!("the supervisor does not take an order for {worker}: {refused:?}");
+                }
+            }
+            Action::Notice(notice) => self.note(notice),
+            Action::Answer(ticket, answer) => replies.extend(self.answer(ticket, answer)),
+            Action::Finished(task) => self.finished(&task, replies),
+            Action::Beat(schedule) => self.beat(&schedule),
+            Action::Drained => {
+                let _ = self.ports.drained.tx.try_send(());
+                self.ports.drained.bell.ring();
+            }
+        }
+    }
+
+    /// The reply to this turn's caller, unless it goes on waiting.
+    fn answer(&mut self, ticket: Ticket, answer: CoreAnswer) -> Option<Reply<W>> {
+        if ticket == NOBODY {
+            return None;
+        }
+        let caller = self.caller.take()?;
+        let answer = match answer {
+            CoreAnswer::Submitted(Ok(submission)) => return self.submitted(caller, submission),
+            CoreAnswer::Submitted(Err(refusal)) => {
+                if let Some(task) = caller.task {
+                    self.files.remove_inputs(task);
+                }
+                Answer::Refused(refusal)
+            }
+            CoreAnswer::Cancelled(answer) => {
+                Answer::Cancelled(answer, caller.task.and_then(|task| self.core.task(task)).map(Box::new))
+            }
+            CoreAnswer::Breaker(answer) => {
+                let name = caller.breaker.unwrap_or_else(|| Arc::from(""));
+                let snapshot = self.core.breaker(&name, self.now());
+                Answer::Breaker { answer, name, view: snapshot }
+            }
+        };
+        Some(Reply { waiter: caller.waiter, answer })
+    }
+
+    fn submitted(&mut self, caller: Caller<W>, submission: Submission) -> Option<Reply<W>> {
+        let Submission { task, is_duplicate } = submission;
+        if is_duplicate && let Some(unused) = caller.task {
+            self.files.remove_inputs(unused);
+        }
+        if let Some(trouble) = &self.storage {
+            // Why: it was taken in memory and could not be written: it must not run after the client heard no.
+            let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: STORAGE_RETRY };
+            self.step(Event::CancelRequested { ticket: NOBODY, task });
+            return Some(Reply { waiter: caller.waiter, answer });
+        }
+        let view = self.core.task(task)?;
+        match caller.wait {
+            Some(wait) if !view.state.is_terminal() && !wait.is_zero() => {
+                let until = self.clock.now() + wait;
+                self.waiting.push(Waiting { task, until, from: caller.from, waiter: caller.waiter });
+                None
+            }
+            Some(_) | None => {
+                Some(Reply { waiter: caller.waiter, answer: Answer::Submitted { view: Box::new(view), is_duplicate } })
+            }
+        }
+    }
+
+    fn finished(&mut self, task: &Arc<FinishedTask>, replies: &mut Vec<Reply<W>>) {
+        self.streams.ended(self.now(), task);
+        let mut index = 0;
+        while index < self.waiting.len() {
+            if self.waiting[index].task == task.id {
+                let waiting = self.waiting.swap_remove(index);
+                let view = Box::new(finished_view(task));
+                replies.push(Reply { waiter: waiting.waiter, answer: Answer::Submitted { view, is_duplicate: false } });
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    fn time_out_waiting(&mut self) {
+        let now = self.clock.now();
+        while let Some(index) = self.waiting.iter().position(|waiting| waiting.until <= now) {
+            let waiting = self.waiting.swap_remove(index);
+            let answer = match self.core.task(waiting.task) {
+                Some(view) => Answer::Submitted { view: Box::new(view), is_duplicate: false },
+                None => Answer::Task(None),
+            };
+            self.reply(waiting.waiter, answer);
+        }
+    }
+
+    fn beat(&mut self, schedule: &ScheduleSettings) {
+        let agent = self.core.settings().agents.get(&schedule.agent);
+        let task = self.ids.take();
+        let spec = Box::new(TaskSpec {
+            agent: schedule.agent.clone(),
+            priority: schedule.priority,
+            payload: self.schedule_payload(task, schedule),
+            payload_kind: PayloadKind::Json,
+            timeout: agent.map_or(Duration::ZERO, |agent| agent.task_timeout),
+            max_retries: agent.map_or(0, |agent| agent.max_retries),
+            preemptible: agent.is_none_or(|agent| agent.preemptible),
+            skippable: schedule.skippable,
+            idempotency_key: None,
+            request_id: Arc::from(format!("schedule-{}", schedule.name)),
+            schedule: Some(schedule.name.clone()),
+        });
+        self.step(Event::Submitted { ticket: NOBODY, task, spec });
+    }
+
+    fn schedule_payload(&self, task: TaskId, schedule: &ScheduleSettings) -> Payload {
+        if schedule.payload.len() <= limits::INLINE_PAYLOAD_MAX {
+            return Payload::Inline(schedule.payload.clone());
+        }
+        let written = self.files.create_payload(task).and_then(|mut file| {
+            std::io::Write::write_all(&mut file, &schedule.payload)?;
+            file.commit()
+        });
+        match written {
+            Ok(()) => Payload::File { bytes: schedule.payload.len() as u64 },
+            // The configuration holds it all the same, so it may travel in memory this once.
+            Err(_) => Payload::Inline(schedule.payload.clone()),
+        }
+    }
+
+    fn note(&mut self, notice: Notice) {
+        self.metrics.note(&notice);
+        report::log_notice(&notice);
+        let notice = Arc::new(notice);
+        let now = self.now();
+        self.streams.notice(&self.core, now, &notice);
+        if notice.is_decision() {
+            if self.decisions.len() == DECISIONS_MAX {
+                self.decisions.pop_front();
+            }
+            self.decisions.push_back(Decision { at_ms: now.wall_ms, notice });
+        }
+    }
+
+    fn watch(&self, report: &WorkerReport) {
+        use crate::core::order::Report;
+        let worker = report.worker;
+        let watch = match &report.report {
+            Report::Spawned { pid } => Watch::Started { worker, pid: *pid },
+            Report::Exited(_) | Report::SpawnFailed { .. } => Watch::Ended { worker },
+            Report::Ready { .. }
+            | Report::Progress { .. }
+            | Report::Completed { .. }
+            | Report::Failed { .. }
+            | Report::Preempted { .. }
+            | Report::Memory(_)
+            | Report::Breaker { .. }
+            | Report::ProtocolError { .. } => return,
+        };
+        // A monitor that lags learns of the others from /proc: an entry whose process is gone reads as nothing.
+        let _ = self.ports.watch_tx.try_send(crate::memory::Message::Watch(watch));
+    }
+
+    fn clear_inputs(&self, task: &FinishedTask) {
+        if task.spec.payload.bytes() > limits::INLINE_PAYLOAD_MAX as u64 || task.preemptions > 0 {
+            self.files.remove_inputs(task.id);
+        } else {
+            self.files.remove_checkpoint(task.id);
+        }
+        if !matches!(task.outcome, Outcome::Completed(_)) {
+            self.files.remove_result(task.id);
+        }
+    }
+
+    /// Writes this turn's records with one call. Tells if there were any.
+    fn write_records(&mut self, actions: &[Action]) -> bool {
+        let mut records = actions.iter().filter_map(|action| match action {
+            Action::Record(record) => Some(record),
+            Action::Worker(..)
+            | Action::Answer(..)
+            | Action::Finished(_)
+            | Action::Notice(_)
+            | Action::Beat(_)
+            | Action::Drained => None,
+        });
+        let Some(first) = records.next() else { return false };
+        if self.storage.is_some() {
+            // The rewrite that ends the trouble writes everything that is known then.
+            return false;
+        }
+        if let Err(error) = self.spool.append(std::iter::once(first).chain(records)) {
+            self.storage_failed(error.to_string());
+        }
+        true
+    }
+
+    fn storage_failed(&mut self, error: String) {
+        log::error!("{error}; new tasks are refused until the journal can be written again");
+        self.storage = Some(StorageTrouble { error, retry_at: self.clock.now() + STORAGE_RETRY });
+    }
+
+    fn retry_storage(&mut self) {
+        if self.storage.as_ref().is_some_and(|trouble| trouble.retry_at <= self.clock.now()) {
+            self.rewrite_journal();
+        }
+    }
+
+    fn rewrite_journal(&mut self) {
+        let records = self.core.records();
+        let rewritten = self.spool.rewrite(&records).and_then(|()| match &self.ports.syncer {
+            Some(syncer) => self.spool.sync_handle().map(|file| syncer.journal_replaced(file)),
+            None => Ok(()),
+        });
+        match rewritten {
+            Ok(()) => {
+                if self.storage.take().is_some() {
+                    log::info!("the journal can be written again; new tasks are taken");
+                }
+            }
+            Err(error) => self.storage_failed(error.to_string()),
+        }
+    }
+
+    fn reply(&self, waiter: W, answer: Answer) {
+        send(&self.ports.replies_tx, Reply { waiter, answer });
+    }
+}
+
+/// Blocks only as long as the gateway's queue is full, which holds an answer for every connection there can be.
+fn send<W>(replies_tx: &Sender<Reply<W>>, reply: Reply<W>) {
+    if replies_tx.send(reply).is_err() {
+        log::debug!("the gateway is gone; an answer is dropped");
+    }
+}

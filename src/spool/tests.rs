@@ -1,0 +1,101 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::core::restore::UnfinishedState;
+use crate::core::task::{Payload, PayloadKind, Priority, TaskSpec};
+
+fn spec(payload: &[u8]) -> Arc<TaskSpec> {
+    Arc::new(TaskSpec {
+        agent: Arc::from("wc"),
+        priority: Priority::High,
+        payload: Payload::Inline(Arc::from(payload)),
+        payload_kind: PayloadKind::Raw,
+        timeout: Duration::from_millis(1500),
+        max_retries: 2,
+        preemptible: true,
+        skippable: false,
+        idempotency_key: Some(Arc::from("k")),
+        request_id: Arc::from("r-1"),
+        schedule: None,
+    })
+}
+
+fn accepted(task: u64, payload: &[u8]) -> Record {
+    Record::Accepted { task: TaskId(task), spec: spec(payload), created_ms: 77 }
+}
+
+#[test]
+fn what_was_accepted_is_there_after_reopening_and_numbers_go_on() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (mut spool, restored) = Spool::open(root.path(), true).expect("opens");
+    assert_eq!((restored.next_task, restored.unfinished.len()), (1, 0));
+    let task = spool.ids().take();
+    let records = [
+        accepted(task.0, b"not utf8: \xff"),
+        Record::Started { task, started_ms: 78 },
+        accepted(2, b"text"),
+        Record::Returned { task, retries: 1, preemptions: 2, preempted: false },
+    ];
+    spool.append(records.iter()).expect("written");
+    drop(spool);
+
+    let (spool, restored) = Spool::open(root.path(), true).expect("opens again");
+    assert_eq!(restored.next_task, 3);
+    assert_eq!(spool.ids().take(), TaskId(3));
+    let [first, second] = &restored.unfinished[..] else { panic!("two tasks: {restored:?}") };
+    assert_eq!(first.spec, spec(b"not utf8: \xff"));
+    assert_eq!((first.state, first.retries, first.preemptions), (UnfinishedState::Returned, 1, 2));
+    assert_eq!((second.id, second.state, second.created_ms), (TaskId(2), UnfinishedState::Queued, 77));
+}
+
+#[test]
+fn a_second_daemon_is_told_that_the_directory_is_in_use() {
+    let root = tempfile::tempdir().expect("a directory");
+    let _first = Spool::open(root.path(), false).expect("opens");
+    assert!(matches!(Spool::open(root.path(), false), Err(SpoolError::InUse { .. })));
+}
+
+#[test]
+fn damaged_lines_are_set_aside_and_the_others_count() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (mut spool, _) = Spool::open(root.path(), false).expect("opens");
+    spool.append([accepted(1, b"a"), accepted(2, b"b")].iter()).expect("written");
+    drop(spool);
+    let path = root.path().join("journal");
+    let mut journal = std::fs::read_to_string(&path).expect("text");
+    journal = journal.replacen("\"task\":1", "\"task\":9", 1);
+    journal.push_str("00000000 {\"op\":\"acc");
+    std::fs::write(&path, journal).expect("written");
+
+    let (_spool, restored) = Spool::open(root.path(), false).expect("opens all the same");
+    assert_eq!(restored.damaged_lines, 2);
+    assert_eq!(restored.unfinished.iter().map(|task| task.id.0).collect::<Vec<_>>(), [2]);
+    let aside = std::fs::read_to_string(root.path().join("journal.damaged")).expect("kept");
+    assert!(aside.contains("\"task\":9") && aside.contains("cut off"), "{aside}");
+}
+
+#[test]
+fn files_nobody_owns_are_removed_and_a_dropped_payload_leaves_none() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (spool, _) = Spool::open(root.path(), false).expect("opens");
+    let files = spool.files();
+    let mut payload = files.create_payload(TaskId(5)).expect("created");
+    payload.write_all(b"x").expect("written");
+    drop(payload);
+    assert!(!files.payload_path(TaskId(5)).exists());
+    files.create_payload(TaskId(6)).expect("created").commit().expect("committed");
+    files.create_result(TaskId(6)).expect("created");
+    assert!(files.payload_path(TaskId(6)).exists());
+    drop(spool);
+    let _reopened = Spool::open(root.path(), false).expect("opens");
+    assert!(!files.payload_path(TaskId(6)).exists() && !files.result_path(TaskId(6)).exists());
+}
+
+#[test]
+fn a_format_of_the_future_is_refused_and_left_alone() {
+    let root = tempfile::tempdir().expect("a directory");
+    std::fs::write(root.path().join("format"), "2\n").expect("written");
+    assert!(matches!(Spool::open(root.path(), false), Err(SpoolError::Format { .. })));
+    assert_eq!(std::fs::read_to_string(root.path().join("format")).expect("there"), "2\n");
+}

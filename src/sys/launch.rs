@@ -1,0 +1,271 @@
+//! Starting a program: clone(2) the way vfork(2) does it, so that it costs the same however large the daemon is.
+//!
+//! Why not fork: it copies the page tables and makes every page of the daemon be copied again on its next write. With
+//! CLONE_VM and CLONE_VFORK, as in glibc's posix_spawn, the child borrows our memory on a stack of its own while this
+//! thread stands still until the exec; and whatever fails before the exec is told in that memory, without a pipe.
+
+use std::ffi::{CStr, CString, c_void};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use super::process::Child;
+use super::user::User;
+
+/// A program to start, and as what.
+pub struct Launch<'a> {
+    /// Paths of the program, tried in turn as execvp(3) does.
+    pub programs: &'a [CString],
+    pub arguments: &'a [CString],
+    /// `NAME=value`; the whole environment.
+    pub environment: &'a [CString],
+    pub directory: &'a CStr,
+    pub stdin: BorrowedFd<'a>,
+    pub stdout: BorrowedFd<'a>,
+    pub stderr: BorrowedFd<'a>,
+    pub user: Option<&'a User>,
+    pub oom_score_adj: i32,
+    /// [`super::mark::Instance::mark`].
+    pub mark: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{step:?}: {error}")]
+pub struct LaunchError {
+    pub step: Step,
+    pub error: io::Error,
+}
+
+/// What could not be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Process,
+    Descriptors,
+    User,
+    Directory,
+    Exec,
+}
+
+impl Step {
+    const ALL: [Step; 5] = [Step::Process, Step::Descriptors, Step::User, Step::Directory, Step::Exec];
+}
+
+/// Enough for the child's few frames in a build without optimization; pages it does not touch cost nothing.
+const STACK_BYTES: usize = 64 * 1024;
+const UMASK: libc::mode_t = 0o022;
+/// Signals are 1 to 64 on every Linux this is built for (signal(7)).
+const LAST_SIGNAL: libc::c_int = 64;
+
+/// What the child reads while it shares our memory, and where it writes why it failed.
+struct Plan<'a> {
+    launch: &'a Launch<'a>,
+    arguments: Vec<*const libc::c_char>,
+    environment: Vec<*const libc::c_char>,
+    oom_score_adj: CString,
+    parent: libc::pid_t,
+    failed_step: AtomicI32,
+    failed_errno: AtomicI32,
+}
+
+/// Starts a program as the leader of a new session: clean of signal masks and dispositions, with three descriptors,
+/// umask 022, no core files, and dying with the *thread* that called this (prctl(2), PR_SET_PDEATHSIG).
+pub fn launch(launch: &Launch<'_>) -> Result<Child, LaunchError> {
+    let process = |error| LaunchError { step: Step::Process, error };
+    let plan = Plan {
+        launch,
+        arguments: null_terminated(launch.arguments),
+        environment: null_terminated(launch.environment),
+        oom_score_adj: CString::new(launch.oom_score_adj.to_string()).unwrap_or_default(),
+        parent: std::process::id() as libc::pid_t,
+        failed_step: AtomicI32::new(-1),
+        failed_errno: AtomicI32::new(0),
+    };
+    let stack = Stack::new().map_err(process)?;
+    let (pid, pidfd) = clone_blocked(&plan, &stack).map_err(process)?;
+    let mut child = Child::new(pid, pidfd);
+    let Ok(step) = usize::try_from(plan.failed_step.load(Ordering::Relaxed)) else { return Ok(child) };
+    let error = io::Error::from_raw_os_error(plan.failed_errno.load(Ordering::Relaxed));
+    // It is on its way out of _exit(2): this takes microseconds.
+    while let Err(error) = child.reap_blocking()
+        && error.kind() == io::ErrorKind::Interrupted
+    {}
+    Err(LaunchError { step: Step::ALL[step], error })
+}
+
+fn null_terminated(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// With all signals blocked: a handler of ours must not run in the child, on the memory it shares with us.
+fn clone_blocked(plan: &Plan<'_>, stack: &Stack) -> io::Result<(libc::pid_t, OwnedFd)> {
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: the sets are initialized by sigfillset and pthread_sigmask before they are read. `child` gets a stack
+    // that nobody else uses and that outlives it, since CLONE_VFORK holds this thread until the child has called exec
+    // or _exit; for the same reason `plan` is borrowed for as long as the child reads it. What the child writes are
+    // atomics, and the errno of this thread. `pidfd` is where CLONE_PIDFD puts the new descriptor (clone(2)).
+    let (pid, error) = unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        let mut before = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let argument = ptr::from_ref(plan).cast_mut().cast::<c_void>();
+        let pid = libc::clone(child, stack.top(), flags, argument, ptr::from_mut(&mut pidfd));
+        let error = io::Error::last_os_error();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
+        (pid, error)
+    };
+    if pid == -1 {
+        return Err(error);
+    }
+    // SAFETY: clone succeeded, so the descriptor is new and nobody else's.
+    Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+}
+
+/// Runs in the child until exec. INVARIANT: only system calls; no allocation, no lock, no panic, nothing of libc that
+/// keeps state, for the memory is the daemon's.
+extern "C" fn child(argument: *mut c_void) -> libc::c_int {
+    // SAFETY: clone_blocked passes a pointer to a Plan that lives until we exec or exit.
+    let plan = unsafe { &*argument.cast::<Plan<'_>>() };
+    let Err(step) = become_program(plan);
+    plan.failed_errno.store(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
+    plan.failed_step.store(step as i32, Ordering::Relaxed);
+    // SAFETY: _exit runs no handlers and flushes nothing.
+    unsafe { libc::_exit(127) }
+}
+
+/// Returns only what failed; errno says why.
+fn become_program(plan: &Plan<'_>) -> Result<std::convert::Infallible, Step> {
+    let launch = plan.launch;
+    let check = |result: libc::c_int, step| if result == -1 { Err(step) } else { Ok(()) };
+    // SAFETY: every pointer comes from a CStr, a null-terminated array of them or a live local; the calls are thin
+    // wrappers of system calls that change this process alone (no CLONE_FILES, CLONE_FS or CLONE_SIGHAND).
+    unsafe {
+        // First of all, so that nothing unmarked can be left behind. It fails only under a lower hard limit.
+        let limit = libc::rlimit { rlim_cur: launch.mark as libc::rlim_t, rlim_max: launch.mark as libc::rlim_t };
+        libc::setrlimit(libc::RLIMIT_RSS, &limit);
+        libc::setsid();
+        reset_signal_dispositions();
+        for (target, source) in [(0, launch.stdin), (1, launch.stdout), (2, launch.stderr)] {
+            // The sources are above 2: Rust's runtime opens 0, 1 and 2 before main if they were closed.
+            check(libc::dup2(source.as_raw_fd(), target), Step::Descriptors)?;
+        }
+        close_from(3);
+        libc::umask(UMASK);
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        libc::setrlimit(libc::RLIMIT_CORE, &none);
+        // While we are still who the daemon is. Best effort: the governor does not depend on the kernel's choice.
+        raise_oom_score(&plan.oom_score_adj);
+        if let Some(user) = launch.user {
+            // Raw: libc's setuid would change all threads of the daemon, which it takes for ours.
+            check(libc::syscall(SET_GROUPS, user.groups.len(), user.groups.as_ptr()) as libc::c_int, Step::User)?;
+            check(libc::syscall(SET_GID, user.gid) as libc::c_int, Step::User)?;
+            check(libc::syscall(SET_UID, user.uid) as libc::c_int, Step::User)?;
+        }
+        check(libc::chdir(launch.directory.as_ptr()), Step::Directory)?;
+        // After the change of user, which clears it. If the daemon died before this, nobody will tell us.
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        if libc::getppid() != plan.parent {
+            libc::_exit(127);
+        }
+        let mut nothing_blocked = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut nothing_blocked);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &nothing_blocked, ptr::null_mut());
+        exec_first(plan);
+    }
+    Err(Step::Exec)
+}
+
+/// As execvp(3): the first that can be executed; a permission denied on the way is the error that is told at the end.
+unsafe fn exec_first(plan: &Plan<'_>) {
+    let mut denied = false;
+    for program in plan.launch.programs {
+        // SAFETY: the program ends with NUL, both arrays with null, and all of it is alive until the exec.
+        let errno = unsafe {
+            libc::execve(program.as_ptr(), plan.arguments.as_ptr(), plan.environment.as_ptr());
+            *libc::__errno_location()
+        };
+        match errno {
+            libc::EACCES => denied = true,
+            libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
+            _ => return,
+        }
+    }
+    // SAFETY: errno of this thread, which waits for us.
+    unsafe { *libc::__errno_location() = if denied { libc::EACCES } else { libc::ENOENT } };
+}
+
+/// Exec resets what is caught, but not what is ignored (such as PIPE by Rust's runtime); and until the exec a handler
+/// must not run here.
+unsafe fn reset_signal_dispositions() {
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: an all-zero sigaction is SIG_DFL with an empty mask. KILL, STOP and libc's own signals are refused.
+        unsafe {
+            let default = std::mem::zeroed::<libc::sigaction>();
+            libc::sigaction(signal, &default, ptr::null_mut());
+        }
+    }
+}
+
+pub(super) unsafe fn close_from(first: libc::c_uint) {
+    // SAFETY: closing descriptors this process does not use any more; both calls take plain numbers.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) == 0 {
+            return;
+        }
+        // Linux before 5.9. All that the daemon opens is close-on-exec; this is for what it inherited.
+        let mut limit = std::mem::zeroed::<libc::rlimit>();
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        for fd in first..(limit.rlim_cur as libc::c_uint).min(65_536) {
+            libc::close(fd as libc::c_int);
+        }
+    }
+}
+
+/// With CLONE_VFORK the score of this process alone is changed, though the memory is shared (fs/proc/base.c,
+/// `__set_oom_adj`).
+unsafe fn raise_oom_score(adjustment: &CStr) {
+    // SAFETY: the path and the text end with NUL; the length written is the text's.
+    unsafe {
+        let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if fd != -1 {
+            libc::write(fd, adjustment.as_ptr().cast(), adjustment.count_bytes());
+            libc::close(fd);
+        }
+    }
+}
+
+// On 32-bit ARM and x86 the plain calls take 16-bit ids.
+#[cfg(not(any(target_arch = "arm", target_arch = "x86")))]
+use libc::{SYS_setgid as SET_GID, SYS_setgroups as SET_GROUPS, SYS_setuid as SET_UID};
+#[cfg(any(target_arch = "arm", target_arch = "x86"))]
+use libc::{SYS_setgid32 as SET_GID, SYS_setgroups32 as SET_GROUPS, SYS_setuid32 as SET_UID};
+
+/// Memory for the child's stack, given back when it has called exec.
+struct Stack {
+    bottom: *mut c_void,
+}
+
+impl Stack {
+    fn new() -> io::Result<Stack> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
+        // SAFETY: a new anonymous mapping touches nothing that exists.
+        let bottom =
+            unsafe { libc::mmap(ptr::null_mut(), STACK_BYTES, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        if bottom == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Stack { bottom }) }
+    }
+
+    /// Stacks grow downwards on every architecture this is built for.
+    fn top(&self) -> *mut c_void {
+        // SAFETY: one past the end of the mapping, which is page-aligned and so aligned for any stack.
+        unsafe { self.bottom.byte_add(STACK_BYTES) }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and nobody runs on it any more: the clone has returned.
+        unsafe { libc::munmap(self.bottom, STACK_BYTES) };
+    }
+}

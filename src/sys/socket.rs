@@ -1,0 +1,33 @@
+//! What std does not do with sockets and files.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+/// Sends up to `count` bytes of `file` from `offset` without passing them through this process (sendfile(2)). 0: the
+/// file is shorter than it was.
+pub fn send_file(socket: impl AsFd, file: &File, offset: u64, count: u64) -> io::Result<u64> {
+    let mut position = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let count = usize::try_from(count.min(1 << 30)).unwrap_or(1 << 30);
+    // SAFETY: `position` outlives the call; both descriptors are open.
+    let sent = unsafe { libc::sendfile(socket.as_fd().as_raw_fd(), file.as_raw_fd(), &raw mut position, count) };
+    u64::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Waits until there is something to read; `false` after `timeout`.
+pub fn wait_readable(socket: impl AsFd, timeout: Duration) -> io::Result<bool> {
+    let mut entry = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let millis = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32;
+    // SAFETY: one entry, which outlives the call.
+    let ready = unsafe { libc::poll(&raw mut entry, 1, millis) };
+    match ready {
+        ready if ready > 0 => Ok(true),
+        0 => Ok(false),
+        _ => {
+            let error = io::Error::last_os_error();
+            // A signal: the caller's deadline decides whether to wait again.
+            if error.kind() == io::ErrorKind::Interrupted { Ok(true) } else { Err(error) }
+        }
+    }
+}
