@@ -93,8 +93,8 @@ fn every_notice_has_a_listed_name_a_sentence_and_fields() {
         let mut names = Vec::new();
         notice.fields(&mut |name, value| {
             names.push(name);
-            if name == "task" {
-                assert_eq!(Some(value), notice.task().map(|task| Field::Text(task.to_string().into())));
+            if let ("task", Field::Id(task)) = (name, value) {
+                assert_eq!(Some(task.to_string()), notice.task().map(|task| task.to_string()));
             }
         });
         assert!(!names.is_empty(), "{notice:?}");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::model::Remembered;
 use super::sim::{clock, result};
 use crate::core::Core;
-use crate::core::event::{Action, Answer, BreakerAnswer, Event};
+use crate::core::event::{Action, Answer, BreakerAnswer, Event, Record};
 use crate::core::governor::Level;
 use crate::core::health::Availability;
 use crate::core::ids::{PermitId, TaskId, Ticket, WorkerId};
@@ -91,6 +91,7 @@ impl World {
 
     /// The daemon dies and comes back: all that is left of it is what it remembered.
     pub fn restart(&mut self, settings: Settings) {
+        self.check_shortest_records();
         self.core = Core::new(settings, clock(self.now));
         self.processes.clear();
         self.permits.clear();
@@ -105,6 +106,16 @@ impl World {
             self.perform(action, None);
         }
         self.feed(Event::DeadlinePassed);
+    }
+
+    /// The shortest list of records says the same as all of them.
+    fn check_shortest_records(&self) {
+        let mut shortest = Remembered::default();
+        let records = self.core.records();
+        for record in records.iter().filter(|record| !matches!(record, Record::Finished(_))) {
+            shortest.replay(record);
+        }
+        assert_eq!(shortest.unfinished, self.remembered.unfinished);
     }
 
     pub fn ticket(&mut self) -> Ticket {
