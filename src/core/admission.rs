@@ -7,11 +7,11 @@ use super::Core;
 use super::event::{Action, Answer, CancelAnswer, Record, Submission};
 use super::governor::Level;
 use super::health::Availability;
-use super::ids::{TaskId, Ticket};
+use super::ids::{TaskId, Ticket, WorkerId};
 use super::ledger::{Phase, Task};
 use super::notice::Notice;
 use super::order::CancelReason;
-use super::pool::WorkerState;
+use super::pool::{Verdict, WorkerState};
 use super::refusal::{Refusal, honest};
 use super::settings::Mode;
 use super::task::{Outcome, Priority, TaskSpec};
@@ -40,6 +40,9 @@ impl Core {
 
     /// Whether a task like this would be taken now, for somebody who has not sent its payload yet.
     pub fn would_admit(&self, id: TaskId, spec: &TaskSpec) -> Result<(), Refusal> {
+        if let Some(known) = self.known_by_key(spec) {
+            return known.map(|_| ());
+        }
         self.check_configured(spec)?;
         self.check_state(id, spec)?;
         match self.check_room(spec) {
@@ -119,17 +122,22 @@ impl Core {
 
     fn check_room(&self, spec: &TaskSpec) -> Result<(), Refusal> {
         let settings = &self.settings.queue;
-        let (limit, at_level) = (settings.priority_limits[spec.priority.index()], self.queue.waiting_at(spec.priority));
-        if at_level >= limit {
-            let retry_after = honest(self.room_estimate(self.ahead_of(spec.priority)));
-            return Err(Refusal::PriorityFull { priority: spec.priority, waiting: at_level, limit, retry_after });
-        }
         let waiting = self.queue.waiting();
         if waiting >= settings.max_depth {
             let retry_after = honest(self.room_estimate(0));
             return Err(Refusal::QueueFull { waiting, max_depth: settings.max_depth, retry_after });
         }
+        let (limit, at_level) = self.limit_of(spec.priority);
+        if at_level >= limit {
+            let retry_after = honest(self.room_estimate(self.ahead_of(spec.priority)));
+            return Err(Refusal::PriorityFull { priority: spec.priority, waiting: at_level, limit, retry_after });
+        }
         Ok(())
+    }
+
+    /// The most tasks that may wait at this level, and how many do.
+    fn limit_of(&self, priority: Priority) -> (usize, usize) {
+        (self.settings.queue.priority_limits[priority.index()], self.queue.waiting_at(priority))
     }
 
     /// The breaker its agent is bound to, if that is open, with the time until it lets a probe through.
@@ -185,7 +193,7 @@ impl Core {
         self.ledger.insert(Task {
             id,
             spec,
-            created_at: self.now.at,
+            waiting_since: self.now.at,
             created_ms: self.now.wall_ms,
             started_ms: None,
             phase: Phase::Queued,
@@ -199,7 +207,8 @@ impl Core {
 
     /// Only a critical task evicts, and only the youngest queued skippable heartbeat.
     fn evictable(&self, spec: &TaskSpec) -> Option<TaskId> {
-        if spec.priority != Priority::Critical {
+        let (limit, at_level) = self.limit_of(spec.priority);
+        if spec.priority != Priority::Critical || at_level >= limit {
             return None;
         }
         self.queue
@@ -220,9 +229,10 @@ impl Core {
         if spec.schedule.is_none() {
             return;
         }
-        let older = self.queue.iter().find(|task| {
-            self.ledger.get(*task).is_some_and(|task| task.spec.schedule == spec.schedule && task.spec.skippable)
-        });
+        let older = self
+            .queue
+            .iter()
+            .find(|task| self.ledger.get(*task).is_some_and(|task| task.spec.schedule == spec.schedule));
         if let Some(older) = older {
             self.notice(Notice::HeartbeatSkipped {
                 schedule: spec.schedule.clone(),
@@ -238,7 +248,7 @@ impl Core {
     pub(super) fn cancel(&mut self, ticket: Ticket, id: TaskId) {
         let answer = match self.ledger.get(id).map(|task| task.phase) {
             Some(Phase::Running { worker, .. }) => {
-                self.cancel_running(worker, CancelReason::Requested);
+                self.cancel_running(id, worker);
                 CancelAnswer::Accepted
             }
             Some(Phase::Queued | Phase::Preempted) => {
@@ -253,13 +263,14 @@ impl Core {
         self.answer(ticket, Answer::Cancelled(answer));
     }
 
-    /// A worker that is being killed already keeps its task's verdict, but for a failure: what is cancelled is not
-    /// tried again.
-    fn cancel_running(&mut self, worker: super::ids::WorkerId, reason: CancelReason) {
+    /// Whatever its worker is being killed for: what is cancelled is not tried again.
+    fn cancel_running(&mut self, task: TaskId, worker: WorkerId) {
         match self.pool.get_mut(worker).map(|worker| &mut worker.state) {
-            Some(WorkerState::Busy { .. }) => self.ask_to_cancel(worker, reason),
-            Some(WorkerState::Dying { verdict, .. }) => *verdict = super::pool::Verdict::Cancelled,
-            Some(WorkerState::Starting { .. } | WorkerState::Idle { .. } | WorkerState::Stopping { .. }) | None => {}
+            Some(WorkerState::Busy { .. }) => self.ask_to_cancel(worker, CancelReason::Requested),
+            Some(WorkerState::Dying { verdict, .. }) => *verdict = Verdict::Cancelled,
+            // A drain killed its worker and left the task to the next start.
+            None => self.finish(task, Outcome::Cancelled, None),
+            Some(WorkerState::Starting { .. } | WorkerState::Idle { .. } | WorkerState::Stopping { .. }) => {}
         }
     }
 }

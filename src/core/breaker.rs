@@ -13,7 +13,8 @@ use super::settings::BreakerSettings;
 /// stay half-open for ever.
 const PROBE_TTL: Duration = Duration::from_secs(60);
 
-/// Permits given out and not reported, per breaker. The oldest is dropped beyond: its report will be unknown.
+/// Permits given out and not reported, per breaker. The oldest of an outside caller is dropped beyond: its report will
+/// be unknown.
 const PERMITS_MAX: usize = 256;
 
 /// What a caller is told who asks an operator's forced-open breaker.
@@ -134,7 +135,8 @@ impl Breaker {
             *probe = Some(permit);
         }
         if self.permits.len() >= PERMITS_MAX {
-            self.permits.pop_first();
+            let oldest = self.permits.iter().find(|(_, holder)| **holder != Holder::Task).map(|(permit, _)| *permit);
+            oldest.map(|permit| self.permits.remove(&permit));
         }
         self.permits.insert(permit, holder);
         Ok(())
@@ -171,6 +173,11 @@ impl Breaker {
             Phase::HalfOpen { probe, .. } if *probe == Some(permit) => Some(Some(self.open(now))),
             Phase::HalfOpen { .. } => Some(None),
         }
+    }
+
+    /// Whether an outside caller holds this permit: a task's is not for others to report on.
+    pub fn is_outside(&self, permit: PermitId) -> bool {
+        matches!(self.permits.get(&permit), Some(Holder::Outside(_)))
     }
 
     /// The call was not made, or its outcome says nothing (a cancelled task).
@@ -212,10 +219,18 @@ impl Breaker {
             Phase::HalfOpen { probe: Some(permit), .. } => {
                 let permit = *permit;
                 let is_lost = self.probe_expiry(permit).is_some_and(|expiry| expiry <= now);
-                is_lost.then(|| self.failure(now, permit)).flatten().flatten()
+                is_lost.then(|| {
+                    self.permits.remove(&permit);
+                    self.open(now)
+                })
             }
             Phase::Closed { .. } | Phase::Open { .. } | Phase::HalfOpen { probe: None, .. } => None,
         }
+    }
+
+    #[cfg(test)]
+    pub fn held_by_tasks(&self) -> impl Iterator<Item = PermitId> {
+        self.permits.iter().filter(|(_, holder)| **holder == Holder::Task).map(|(permit, _)| *permit)
     }
 
     fn probe_expiry(&self, permit: PermitId) -> Option<Duration> {

@@ -1,5 +1,6 @@
 //! What time alone brings about.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::{Action, Record};
@@ -9,7 +10,7 @@ use super::ledger::Retention;
 use super::notice::{ExitReason, Notice};
 use super::order::{CancelReason, Order, PreemptReason};
 use super::pool::{Stage, Verdict, WorkerState};
-use super::settings::Mode;
+use super::settings::{Mode, ScheduleSettings};
 use super::task::FailureCode;
 use super::{Core, DrainStage, Draining};
 
@@ -47,8 +48,9 @@ impl Core {
     pub(super) fn pass_deadlines(&mut self) {
         self.pass_breakers();
         self.pass_schedules();
-        self.pass_workers();
+        // Why first: what the drain's deadline ends is left to the next start, not failed for being late.
         self.pass_drain();
+        self.pass_workers();
         let retention = self.retention();
         while let Some(task) = self.ledger.forget_one(self.now.at, &retention) {
             self.actions.push(Action::Record(Record::Forgotten { task }));
@@ -60,7 +62,7 @@ impl Core {
         Retention { age: settings.age, result_bytes: settings.result_bytes }
     }
 
-    fn pass_breakers(&mut self) {
+    pub(super) fn pass_breakers(&mut self) {
         let now = self.now.at;
         let moved: Vec<_> = self
             .breakers
@@ -80,13 +82,10 @@ impl Core {
             if !self.schedules[index].take_due(self.now.at) {
                 continue;
             }
-            let is_skipped = self.skips_beats() && self.schedules[index].may_skip()
-                || self.governor.level() >= Level::Reject
-                    && self.schedules[index].settings.skippable
-                    && self.skips_beats();
+            let (is_short, is_refusing) = (self.skips_beats(), self.governor.level() >= Level::Reject);
             let schedule = &mut self.schedules[index];
             let settings = schedule.settings.clone();
-            if is_skipped {
+            if is_short && settings.skippable && (is_refusing || schedule.may_skip()) {
                 schedule.note_skip();
                 self.notice(Notice::HeartbeatSkipped {
                     schedule: Some(settings.name.clone()),
@@ -95,6 +94,10 @@ impl Core {
                     text: "memory is short",
                     incident: self.governor.incident(),
                 });
+            } else if is_short && settings.skippable {
+                // Why: a skippable one would be taken, and then passed over for as long as memory is short.
+                schedule.note_beat();
+                self.actions.push(Action::Beat(Arc::new(ScheduleSettings { skippable: false, ..(*settings).clone() })));
             } else {
                 schedule.note_beat();
                 self.actions.push(Action::Beat(settings));
@@ -108,17 +111,26 @@ impl Core {
             && self.settings.memory.mode != Mode::Observe
     }
 
-    fn pass_workers(&mut self) {
+    /// The idle workers, or the others, whose deadline has come.
+    fn due_workers(&self, idle: bool) -> Vec<WorkerId> {
         let idle_timeout = self.settings.workers.idle_timeout;
-        let now = self.now.at;
-        let due: Vec<WorkerId> = self
-            .pool
+        let is_due = |deadline| deadline <= self.now.at;
+        self.pool
             .iter()
-            .filter(|(_, worker)| worker.deadline(idle_timeout).is_some_and(|deadline| deadline <= now))
+            .filter(|(_, worker)| worker.is_idle() == idle && worker.deadline(idle_timeout).is_some_and(is_due))
             .map(|(id, _)| id)
-            .collect();
-        for worker in due {
+            .collect()
+    }
+
+    fn pass_workers(&mut self) {
+        for worker in self.due_workers(false) {
             self.pass_worker(worker);
+        }
+    }
+
+    pub(super) fn retire_idle(&mut self) {
+        for worker in self.due_workers(true) {
+            self.shut_down(worker);
         }
     }
 
@@ -130,7 +142,6 @@ impl Core {
                 let message = format!("no READY within workers.spawn_timeout_s = {timeout}");
                 self.kill_failing(id, FailureCode::SpawnFailed, message, true, ExitReason::Killed);
             }
-            WorkerState::Idle { .. } => self.shut_down(id),
             WorkerState::Stopping { .. } => {
                 let agent = worker.agent.name.clone();
                 let text = "it did not end when asked to".to_string();
@@ -150,7 +161,7 @@ impl Core {
                 let message = "it gave no checkpoint in time when preempted".to_string();
                 self.kill_failing(id, FailureCode::MemoryEmergency, message, true, ExitReason::Killed);
             }
-            WorkerState::Dying { .. } => {}
+            WorkerState::Idle { .. } | WorkerState::Dying { .. } => {}
         }
     }
 
@@ -160,12 +171,14 @@ impl Core {
         let WorkerState::Busy { task, stage, .. } = &mut worker.state else { return };
         let task = *task;
         // A second reason does not give it more time, but a client's word decides what becomes of the task.
-        let kill_at = match *stage {
-            Stage::Cancelling { kill_at, .. } => kill_at,
-            Stage::Working | Stage::Preempting { .. } => kill_at,
+        let (kill_at, is_told) = match *stage {
+            Stage::Cancelling { kill_at, reason: told } => (kill_at, told == reason),
+            Stage::Working | Stage::Preempting { .. } => (kill_at, false),
         };
         *stage = Stage::Cancelling { reason, kill_at };
-        self.order(id, Order::Cancel { task, reason });
+        if !is_told {
+            self.order(id, Order::Cancel { task, reason });
+        }
     }
 
     /// Asks a running task for a checkpoint; it is parked when it answers, killed when it does not.
@@ -206,9 +219,21 @@ impl Core {
         if draining.stage < DrainStage::Killing && draining.deadline <= now {
             draining.stage = DrainStage::Killing;
             for id in self.busy(|_| true) {
-                self.doom(id, Verdict::LeftToNextStart);
+                let verdict = self.verdict_of_drain(id);
+                self.doom(id, verdict);
             }
         }
+    }
+
+    /// What a client cancelled does not run again because the daemon stops before its worker did.
+    fn verdict_of_drain(&self, id: WorkerId) -> Verdict {
+        let is_cancelled = self.pool.get(id).is_some_and(|worker| {
+            matches!(
+                worker.state,
+                WorkerState::Busy { stage: Stage::Cancelling { reason: CancelReason::Requested, .. }, .. }
+            )
+        });
+        if is_cancelled { Verdict::Cancelled } else { Verdict::LeftToNextStart }
     }
 
     fn doom(&mut self, id: WorkerId, verdict: Verdict) {

@@ -8,7 +8,7 @@ use super::event::{Action, Record};
 use super::governor::Level;
 use super::health::Availability;
 use super::ids::{AgentName, TaskId, WorkerId};
-use super::ledger::Phase;
+use super::ledger::{HeldPermit, Phase};
 use super::notice::Notice;
 use super::order::Order;
 use super::pool::{Stage, Worker, WorkerState};
@@ -59,7 +59,7 @@ impl Core {
 
     fn promised(&self) -> Promised {
         let mut starting: Vec<(AgentName, usize)> = Vec::new();
-        for (_, worker) in self.pool.iter().filter(|(_, worker)| worker.is_starting()) {
+        for (_, worker) in self.pool.iter().filter(|(_, worker)| worker.is_starting() && !worker.retiring) {
             match starting.iter_mut().find(|(name, _)| *name == worker.agent.name) {
                 Some((_, count)) => *count += 1,
                 None => starting.push((worker.agent.name.clone(), 1)),
@@ -195,7 +195,7 @@ impl Core {
             has_checkpoint: task.has_checkpoint,
             worker,
         };
-        let waited = now.at.saturating_sub(task.created_at);
+        let waited = now.at.saturating_sub(task.waiting_since);
         let deadline = now.at + task.spec.timeout;
         if let Some(worker) = self.pool.get_mut(worker) {
             worker.state = WorkerState::Busy { task: id, deadline, stage: Stage::Working };
@@ -212,11 +212,12 @@ impl Core {
         Some(assignment)
     }
 
-    fn permit_for(&mut self, id: TaskId, worker: WorkerId) -> Option<super::ids::PermitId> {
+    fn permit_for(&mut self, id: TaskId, worker: WorkerId) -> Option<HeldPermit> {
         let agent = self.pool.get(worker)?.agent.clone();
         let name = self.guard(id, &agent)?;
         let permit = self.next_permit();
         let breaker = self.breakers.get_mut(name)?;
-        breaker.acquire(self.now.at, permit, Holder::Task).ok().map(|()| permit)
+        breaker.acquire(self.now.at, permit, Holder::Task).ok()?;
+        Some(HeldPermit { breaker: name.clone(), permit })
     }
 }

@@ -18,7 +18,8 @@ const FINISHED_BYTES_EACH: usize = 512;
 pub struct Task {
     pub id: TaskId,
     pub spec: Arc<TaskSpec>,
-    pub created_at: Duration,
+    /// When it was accepted or came back to wait.
+    pub waiting_since: Duration,
     pub created_ms: u64,
     pub started_ms: Option<u64>,
     pub phase: Phase,
@@ -28,7 +29,14 @@ pub struct Task {
     pub has_checkpoint: bool,
     pub progress: Option<Progress>,
     /// Of the breaker its agent is bound to, while it runs.
-    pub permit: Option<PermitId>,
+    pub permit: Option<HeldPermit>,
+}
+
+/// A permit with the breaker it is of: the agent may be bound to another one by the time the task ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldPermit {
+    pub breaker: Arc<str>,
+    pub permit: PermitId,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,7 +278,7 @@ mod tests {
         let task = Task {
             id: TaskId(id),
             spec: Arc::new(spec),
-            created_at: Duration::ZERO,
+            waiting_since: Duration::ZERO,
             created_ms: 0,
             started_ms: None,
             phase: Phase::Queued,

@@ -30,7 +30,7 @@ pub mod task;
 mod tests;
 pub mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ use event::{Action, Answer, BreakerAnswer, BreakerRequest, Event, Now, Record};
 use governor::{Governor, MemorySample};
 use health::Health;
 use ids::{AgentName, PermitId, TaskId, Ticket, WorkerId};
-use ledger::{Ledger, Phase};
+use ledger::{HeldPermit, Ledger, Phase};
 use notice::Notice;
 use order::Order;
 use pool::{Pool, WorkerState};
@@ -108,6 +108,8 @@ impl Core {
 
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Action> {
         self.now = now;
+        // Why first: whoever asks once a breaker's pause is over is not to be refused for nobody having looked.
+        self.pass_breakers();
         match event {
             Event::Submitted { ticket, task, spec } => self.submit(ticket, task, *spec),
             Event::CancelRequested { ticket, task } => self.cancel(ticket, task),
@@ -120,6 +122,8 @@ impl Core {
         }
         self.pass_deadlines();
         self.dispatch();
+        // Why last: who has just got ready, or is wanted as its time ends, is given work rather than sent away.
+        self.retire_idle();
         self.tell_if_drained();
         std::mem::take(&mut self.actions)
     }
@@ -129,20 +133,23 @@ impl Core {
     }
 
     fn reconfigure(&mut self, mut settings: Settings) {
-        // Why: an agent that did not change keeps its identity, and its idle workers with it.
+        // Why: an agent that did not change keeps its identity, and its idle workers and its failures with it.
+        let mut unchanged = BTreeSet::new();
         for (name, agent) in &mut settings.agents {
             if let Some(old) = self.settings.agents.get(name)
                 && old == agent
             {
                 *agent = old.clone();
+                unchanged.insert(name.clone());
             }
         }
         self.settings = settings;
         self.adopt_breakers_and_schedules();
         let agents = &self.settings.agents;
-        self.health.retain(|agent, _| agents.contains_key(agent));
+        self.health.retain(|agent, _| unchanged.contains(agent));
         self.run_times.retain(|agent| agents.contains_key(agent));
         self.retire_outdated_workers();
+        self.retire_surplus_workers();
     }
 
     fn adopt_breakers_and_schedules(&mut self) {
@@ -184,6 +191,19 @@ impl Core {
         }
     }
 
+    /// After a maximum was lowered or the pool turned off: idle workers end now, busy ones after their task.
+    fn retire_surplus_workers(&mut self) {
+        while let Some(coldest) = self.pool.coldest_idle()
+            && (self.has_surplus() || !self.settings.features.worker_pool)
+        {
+            self.shut_down(coldest);
+        }
+    }
+
+    fn has_surplus(&self) -> bool {
+        self.pool.count(|worker| !worker.is_ending()) > self.settings.workers.max
+    }
+
     fn memory_sampled(&mut self, sample: MemorySample) {
         for (worker, rss) in &sample.workers {
             if let Some(worker) = self.pool.get_mut(*worker) {
@@ -219,6 +239,9 @@ impl Core {
                 Ok(()) => (BreakerAnswer::Permit(permit), None),
                 Err(retry_after) => (BreakerAnswer::Open { retry_after }, None),
             },
+            BreakerRequest::Success(permit) | BreakerRequest::Failure(permit) if !breaker.is_outside(permit) => {
+                (BreakerAnswer::UnknownPermit, None)
+            }
             BreakerRequest::Success(permit) => reported(breaker.success(permit)),
             BreakerRequest::Failure(permit) => reported(breaker.failure(now, permit)),
             BreakerRequest::ForceOpen => (BreakerAnswer::Done, breaker.force_open()),
@@ -243,7 +266,7 @@ impl Core {
     fn finish(&mut self, id: TaskId, outcome: Outcome, peak_rss_bytes: Option<u64>) {
         let Some(mut task) = self.ledger.take(id) else { return };
         self.queue.remove(task.spec.priority, id);
-        self.settle_permit(task.permit.take(), &task.spec.agent, &outcome);
+        self.settle_permit(task.permit.take(), &outcome);
         let finished = Arc::new(ledger::finished(&task, outcome, self.now, peak_rss_bytes));
         if let (Outcome::Completed(_), Some(run_time)) = (&finished.outcome, finished.run_time) {
             self.run_times.learn(&finished.spec.agent, run_time);
@@ -301,12 +324,13 @@ impl Core {
             max_retries: spec.max_retries,
             request: spec.request_id.clone(),
         });
-        self.settle_permit(permit, &spec.agent, &Outcome::Failed(Box::new(failure)));
+        self.settle_permit(permit, &Outcome::Failed(Box::new(failure)));
     }
 
     /// Back to waiting, before the queued tasks of its level; its phase says as what.
     fn put_back(&mut self, id: TaskId) {
-        let Some(task) = self.ledger.get(id) else { return };
+        let Some(task) = self.ledger.get_mut(id) else { return };
+        task.waiting_since = self.now.at;
         let priority = task.spec.priority;
         let record = Record::Returned {
             task: id,
@@ -319,17 +343,9 @@ impl Core {
         self.actions.push(Action::Record(record));
     }
 
-    fn settle_permit(&mut self, permit: Option<PermitId>, agent: &AgentName, outcome: &Outcome) {
-        let Some(permit) = permit else { return };
-        let Some((name, breaker)) = self
-            .settings
-            .agents
-            .get(agent)
-            .and_then(|agent| agent.breaker.clone())
-            .and_then(|name| self.breakers.get_mut(&name).map(|breaker| (name, breaker)))
-        else {
-            return;
-        };
+    fn settle_permit(&mut self, held: Option<HeldPermit>, outcome: &Outcome) {
+        let Some(HeldPermit { breaker: name, permit }) = held else { return };
+        let Some(breaker) = self.breakers.get_mut(&name) else { return };
         let transition = match outcome {
             Outcome::Completed(_) => breaker.success(permit).flatten(),
             Outcome::Failed(_) => breaker.failure(self.now.at, permit).flatten(),

@@ -17,7 +17,7 @@ impl Core {
             Report::SpawnFailed { error } => self.spawn_failed(worker, &error),
             Report::Ready { can_checkpoint, can_cancel: _ } => self.ready(worker, can_checkpoint),
             Report::Progress { task, percent, message, checkpoint } => {
-                self.progress(task, Progress { percent, message }, checkpoint);
+                self.progress(worker, task, Progress { percent, message }, checkpoint);
             }
             Report::Completed { task, result } => self.completed(worker, task, result),
             Report::Failed { task, error, stack, retryable } => self.failed(worker, task, error, stack, retryable),
@@ -45,12 +45,17 @@ impl Core {
         let Some(worker) = self.pool.remove(id) else { return };
         let agent = worker.agent.name.clone();
         self.note_exit(id, &worker, ExitReason::SpawnFailed, &Exit::default(), error.to_string());
-        self.note_health_failure(&agent);
+        if !worker.is_starting() {
+            self.note_health_failure(&agent);
+        }
         let failure = Failure::new(FailureCode::SpawnFailed, error);
         match worker.state {
+            WorkerState::Busy { task, stage: Stage::Cancelling { reason: CancelReason::Requested, .. }, .. } => {
+                self.finish(task, Outcome::Cancelled, None);
+            }
             WorkerState::Busy { task, .. } => self.fail_attempt(task, failure, true, None),
             WorkerState::Dying { task: Some(task), verdict } => self.apply(task, verdict, &Exit::default()),
-            WorkerState::Starting { .. } => self.fail_next_waiting(&agent, failure),
+            WorkerState::Starting { .. } => self.start_failed(&agent, worker.retiring, failure),
             WorkerState::Idle { .. } | WorkerState::Stopping { .. } | WorkerState::Dying { task: None, .. } => {}
         }
     }
@@ -67,7 +72,10 @@ impl Core {
         }
     }
 
-    fn progress(&mut self, id: TaskId, progress: Progress, checkpoint: bool) {
+    fn progress(&mut self, worker: WorkerId, id: TaskId, progress: Progress, checkpoint: bool) {
+        if self.pool.get(worker).and_then(Worker::task) != Some(id) {
+            return;
+        }
         let Some(task) = self.ledger.get_mut(id) else { return };
         task.has_checkpoint |= checkpoint;
         task.progress = Some(progress.clone());
@@ -132,7 +140,7 @@ impl Core {
         task.has_checkpoint = checkpoint;
         task.progress = None;
         let (spec, preemptions, permit) = (task.spec.clone(), task.preemptions, task.permit.take());
-        self.settle_permit(permit, &spec.agent, &Outcome::Cancelled);
+        self.settle_permit(permit, &Outcome::Cancelled);
         self.put_back(id);
         self.notice(Notice::TaskPreempted {
             task: id,
@@ -160,10 +168,11 @@ impl Core {
     fn release(&mut self, id: WorkerId) {
         let settings = &self.settings.workers;
         let is_draining = self.draining.is_some();
+        let has_surplus = self.has_surplus();
         let Some(worker) = self.pool.get_mut(id) else { return };
         worker.tasks_done += 1;
         let is_worn = settings.recycle_after_tasks > 0 && worker.tasks_done >= settings.recycle_after_tasks;
-        let ends = worker.retiring || is_worn || is_draining || !self.settings.features.worker_pool;
+        let ends = worker.retiring || is_worn || is_draining || has_surplus || !self.settings.features.worker_pool;
         worker.state = WorkerState::Idle { since: self.now.at };
         let agent = worker.agent.name.clone();
         self.note_health(&agent);
@@ -185,6 +194,11 @@ impl Core {
                     Some(Err(retry_after)) => BreakerAnswer::RetryAfter(retry_after),
                 };
                 return self.order(worker, Order::BreakerState { name: name.clone(), answer });
+            }
+            BreakerOp::Success(permit) | BreakerOp::Failure(permit)
+                if known.as_ref().is_some_and(|breaker| !breaker.is_outside(permit)) =>
+            {
+                None
             }
             BreakerOp::Success(permit) => known.and_then(|breaker| breaker.success(permit)),
             BreakerOp::Failure(permit) => known.and_then(|breaker| breaker.failure(now, permit)),
@@ -220,6 +234,12 @@ impl Core {
     }
 
     fn condemn(&mut self, id: WorkerId, failure: Failure, retryable: bool, reason: ExitReason) {
+        if let Some(worker) = self.pool.get(id).filter(|worker| worker.is_starting()) {
+            // Why now: nobody else would ever tell the task that called for this worker.
+            let message = format!("the worker did not get ready: {}", failure.message);
+            let (agent, is_outdated) = (worker.agent.name.clone(), worker.retiring);
+            self.start_failed(&agent, is_outdated, Failure::new(FailureCode::SpawnFailed, message));
+        }
         let Some(worker) = self.pool.get_mut(id) else { return };
         let verdict = Verdict::Failed { failure: Box::new(failure), retryable, reason };
         let (task, verdict) = match &worker.state {
@@ -227,23 +247,11 @@ impl Core {
                 Stage::Cancelling { reason: CancelReason::Requested, .. } => (Some(*task), Verdict::Cancelled),
                 Stage::Working | Stage::Preempting { .. } | Stage::Cancelling { .. } => (Some(*task), verdict),
             },
-            WorkerState::Starting { .. } | WorkerState::Idle { .. } => (None, verdict),
-            WorkerState::Stopping { .. } => (None, Verdict::NoTask),
+            WorkerState::Idle { .. } => (None, verdict),
+            WorkerState::Starting { .. } | WorkerState::Stopping { .. } => (None, Verdict::NoTask),
             WorkerState::Dying { .. } => return,
         };
-        let was_starting = worker.is_starting();
         worker.state = WorkerState::Dying { task, verdict };
-        // Why: nobody else would ever tell the task that called for this worker.
-        if was_starting && let WorkerState::Dying { verdict: Verdict::Failed { failure, .. }, .. } = &worker.state {
-            let message = format!("the worker did not get ready: {}", failure.message);
-            let failure = Failure::new(FailureCode::SpawnFailed, message);
-            let agent = worker.agent.name.clone();
-            self.note_health_failure(&agent);
-            self.fail_next_waiting(&agent, failure);
-            if let Some(worker) = self.pool.get_mut(id) {
-                worker.state = WorkerState::Dying { task: None, verdict: Verdict::NoTask };
-            }
-        }
     }
 
     fn exited(&mut self, id: WorkerId, exit: &Exit) {
@@ -265,8 +273,8 @@ impl Core {
             WorkerState::Starting { .. } => {
                 let message = format!("it {} before it said READY", ending(exit));
                 self.note_exit(id, &worker, ExitReason::Crashed, exit, message.clone());
-                self.note_health_failure(&agent);
-                self.fail_next_waiting(&agent, explained(Failure::new(FailureCode::SpawnFailed, message), exit));
+                let failure = explained(Failure::new(FailureCode::SpawnFailed, message), exit);
+                self.start_failed(&agent, worker.retiring, failure);
             }
             WorkerState::Dying { task, verdict } => {
                 let (reason, text) = match &verdict {
@@ -347,6 +355,14 @@ impl Core {
             Verdict::Failed { failure, retryable, .. } => {
                 self.fail_attempt(task, explained(*failure, exit), retryable, peak);
             }
+        }
+    }
+
+    /// A worker did not get as far as READY. One of outdated settings says nothing about those of today.
+    fn start_failed(&mut self, agent: &AgentName, is_outdated: bool, failure: Failure) {
+        if !is_outdated {
+            self.note_health_failure(agent);
+            self.fail_next_waiting(agent, failure);
         }
     }
 

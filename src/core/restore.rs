@@ -1,6 +1,7 @@
 //! The core after a restart: what the spool remembered goes on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Core;
 use super::event::{Action, Record};
@@ -78,11 +79,18 @@ impl Core {
 
     /// Takes over what the last daemon left, in the order it was accepted. What waited, waits; what ran goes by its
     /// checkpoint or its retries, or has failed.
-    pub fn restore(&mut self, finished: Vec<FinishedTask>, unfinished: Vec<Unfinished>) -> Vec<Action> {
+    /// Nothing starts yet: the first event after it, such as a reading of the memory, starts what may.
+    pub fn restore(&mut self, mut finished: Vec<FinishedTask>, unfinished: Vec<Unfinished>) -> Vec<Action> {
+        // The ledger wants them in the order they ended.
+        finished.sort_by_key(|task| task.finished_ms);
         for task in finished {
-            let age = self.now.wall_ms.saturating_sub(task.finished_ms);
-            let ended = self.now.at.saturating_sub(std::time::Duration::from_millis(age));
-            self.ledger.finish(ended, Arc::new(task));
+            let age = Duration::from_millis(self.now.wall_ms.saturating_sub(task.finished_ms));
+            // Why: the monotonic clock does not reach back before this start, or every restart would keep them longer.
+            if age >= self.settings.retention.age {
+                self.actions.push(Action::Record(Record::Forgotten { task: task.id }));
+            } else {
+                self.ledger.finish(self.now.at.saturating_sub(age), Arc::new(task));
+            }
         }
         for task in unfinished {
             self.restore_one(task);
@@ -93,7 +101,7 @@ impl Core {
 
     fn restore_one(&mut self, task: Unfinished) {
         let Unfinished { id, spec, created_ms, started_ms, retries, preemptions, state, has_checkpoint } = task;
-        let priority = spec.priority;
+        let (priority, max_retries) = (spec.priority, spec.max_retries);
         let phase = match state {
             UnfinishedState::Preempted => Phase::Preempted,
             UnfinishedState::Running if has_checkpoint => Phase::Preempted,
@@ -102,7 +110,7 @@ impl Core {
         self.ledger.insert(Task {
             id,
             spec,
-            created_at: self.now.at,
+            waiting_since: self.now.at,
             created_ms,
             started_ms,
             phase,
@@ -122,7 +130,11 @@ impl Core {
                 self.actions.push(Action::Record(Record::Returned { task: id, retries, preemptions, preempted: true }));
             }
             UnfinishedState::Running => {
-                let message = "the daemon ended while the task ran, and it had neither retries nor a checkpoint left";
+                let message = if retries < max_retries {
+                    "the daemon ended while the task ran"
+                } else {
+                    "the daemon ended while the task ran, and it had neither retries nor a checkpoint left"
+                };
                 self.fail_attempt(id, Failure::new(FailureCode::WorkerCrashed, message), true, None);
             }
         }

@@ -1,0 +1,17 @@
+//! The rules of the core, each as a sentence, and a random walk that looks for the ones nobody thought of.
+
+mod admission;
+mod breakers;
+mod cancels;
+mod drains;
+mod memory;
+mod model;
+mod pool;
+mod reloads;
+mod restarts;
+mod retries;
+mod schedules;
+mod sim;
+mod views;
+mod walk;
+mod world;
