@@ -209,6 +209,7 @@ fn start(
         idle_timeout: settings::ms(config.gateway.idle_timeout_ms),
         max_body: max_body.clone(),
         request_ids: RequestIds::new(),
+        is_lingering: AtomicBool::new(false),
     });
 
     threads.spawn("supervisor", move || supervisor.run())?;

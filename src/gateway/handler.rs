@@ -1,9 +1,10 @@
 //! Handlers: a few threads that understand a request, ask the scheduler, and write its answer. None of them waits for a
 //! task, nor for a client that reads slowly.
 
+use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, select_biased};
@@ -13,18 +14,20 @@ use super::answer::{self, Body as AnswerBody, NDJSON, Problem, Reply};
 use super::body::{Body, ENVELOPE_MAX};
 use super::conn::Conn;
 use super::door::{Arrival, Return};
-use super::head::{Head, Method};
+use super::exchange::{Command, CommandPort, Exchange, Plan, RequestIds};
+use super::head::{self, Head, Method};
 use super::outgoing::{Progress, Sending};
 use super::render::{self, Rendered};
-use super::routes::{self, BreakerCall, Part, Target};
+use super::routes::{self, BreakerCall, Target};
 use super::{query, submit};
 use crate::core::event::BreakerRequest;
-use crate::metrics::{HttpMetrics, Route};
+use crate::metrics::HttpMetrics;
 use crate::scheduler::call::{Answer, Call, Draft, Follow, Reply as SchedulerReply, Request};
 use crate::spool::{Files, TaskIds};
-use crate::sys::clock::{Clock, wall_ms};
+use crate::sys::clock::Clock;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::eventfd::EventFd;
+use crate::sys::socket::wait_readable;
 
 /// What the handlers share; none of it is policy.
 pub struct Shared {
@@ -40,6 +43,8 @@ pub struct Shared {
     /// `gateway.max_body_mb` in bytes; a reload changes it.
     pub max_body: Arc<AtomicU64>,
     pub request_ids: RequestIds,
+    /// One handler is waiting for a client's next request.
+    pub is_lingering: AtomicBool,
 }
 
 pub struct HandlerPorts {
@@ -50,79 +55,20 @@ pub struct HandlerPorts {
     pub commands: CommandPort,
 }
 
-/// The way to the main thread: a bounded queue and a bell.
-pub struct CommandPort {
-    pub tx: Sender<Command>,
-    pub bell: Arc<EventFd>,
-}
-
-/// What the gateway asks of the daemon's main thread.
-pub enum Command {
-    /// Answered with [`Answer::Reloaded`].
-    Reload(Box<Exchange>),
-    Drain,
-}
-
-/// A request that has been understood and waits for the scheduler's word.
-#[derive(Debug)]
-pub struct Exchange {
-    pub conn: Conn,
-    pub plan: Plan,
-    pub route: Route,
-    pub is_head: bool,
-    pub is_http_1_0: bool,
-    pub keeps_alive: bool,
-    pub request_id: Arc<str>,
-    pub started: Duration,
-    /// Whatever is wrong with the request, its body is out of the way.
-    pub is_body_read: bool,
-}
-
-/// What the answer is to be made into.
-#[derive(Debug)]
-pub enum Plan {
-    TaskObject,
-    /// The result itself, for a raw submission with `wait`.
-    ResultItself,
-    Result,
-    Status(Part),
-    Health,
-    Metrics,
-    Follow(Follow),
-    Plain,
-}
-
-/// Names for requests whose clients gave none: unique in this daemon's life, and hardly repeated by the next.
-pub struct RequestIds {
-    start_ms: u64,
-    next: AtomicU64,
-}
-
-impl RequestIds {
-    pub fn new() -> RequestIds {
-        RequestIds { start_ms: wall_ms(), next: AtomicU64::new(1) }
-    }
-
-    fn take(&self) -> Arc<str> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        Arc::from(format!("r-{:x}-{number}", self.start_ms & 0xFFFF_FFFF))
-    }
-}
-
-impl Default for RequestIds {
-    fn default() -> Self {
-        RequestIds::new()
-    }
-}
-
 pub struct Handler {
     shared: Arc<Shared>,
     ports: HandlerPorts,
+    /// A connection just answered, whose next request may be on its way.
+    lingering: Cell<Option<Conn>>,
 }
+
+/// How long a handler that has nothing else to do waits for a client's next request itself. A client that works through
+/// a list sends it at once, and the way through the door would cost it a wake-up more. One handler at most.
+const LINGER: Duration = Duration::from_millis(1);
 
 impl Handler {
     pub fn new(shared: Arc<Shared>, ports: HandlerPorts) -> Handler {
-        Handler { shared, ports }
+        Handler { shared, ports, lingering: Cell::new(None) }
     }
 
     /// Runs until the door or the scheduler is gone. Answers go before new requests: they free what others wait for.
@@ -138,7 +84,39 @@ impl Handler {
                     Err(_) => return,
                 },
             }
+            while let Some(conn) = self.lingering.take() {
+                self.linger(conn);
+            }
         }
+    }
+
+    fn linger(&self, mut conn: Conn) {
+        let is_here = wait_readable(&*conn.socket, LINGER).unwrap_or(false);
+        self.shared.is_lingering.store(false, Ordering::Release);
+        if !is_here {
+            return self.give_back(Return::Idle(conn), Interest::Readable);
+        }
+        let mut buffer = [0_u8; 2048];
+        match conn.socket.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(count) => conn.unread.extend_from_slice(&buffer[..count]),
+            // The door finds out what is wrong with it.
+            Err(_) => return self.give_back(Return::Idle(conn), Interest::Readable),
+        }
+        match head::parse(&conn.unread) {
+            Ok(Some((head, length))) => {
+                conn.unread.drain(..length);
+                self.arrived(Arrival { conn, head: Box::new(head) });
+            }
+            Ok(None) | Err(_) => self.give_back(Return::Idle(conn), Interest::Readable),
+        }
+    }
+
+    fn may_linger(&self, conn: &Conn) -> bool {
+        conn.unread.is_empty()
+            && self.ports.replies_rx.is_empty()
+            && self.ports.arrivals_rx.is_empty()
+            && !self.shared.is_lingering.swap(true, Ordering::AcqRel)
     }
 
     fn arrived(&self, arrival: Arrival) {
@@ -399,6 +377,7 @@ impl Handler {
         let (back, interest) = match sending.push() {
             Progress::Broken => return,
             Progress::Done if !keeps_alive => return super::outgoing::say_and_close(sending.conn, b""),
+            Progress::Done if self.may_linger(&sending.conn) => return self.lingering.set(Some(sending.conn)),
             Progress::Done => (Return::Idle(sending.conn), Interest::Readable),
             Progress::More => (Return::Sending(sending), Interest::Writable),
         };

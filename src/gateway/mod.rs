@@ -8,6 +8,7 @@ mod answer;
 mod body;
 mod conn;
 mod door;
+mod exchange;
 mod handler;
 mod head;
 mod json;
@@ -19,4 +20,5 @@ mod submit;
 
 pub use access::Access;
 pub use door::{Arrival, Door, DoorPorts, DoorSettings, Return};
-pub use handler::{Command, CommandPort, Exchange, Handler, HandlerPorts, RequestIds, Shared};
+pub use exchange::{Command, CommandPort, Exchange, RequestIds};
+pub use handler::{Handler, HandlerPorts, Shared};

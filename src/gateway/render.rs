@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::answer::{BYTES, Body, JSON, Problem, Reply};
-use super::handler::Plan;
+use super::exchange::Plan;
 use super::json;
 use super::routes::Part;
 use crate::core::event::{BreakerAnswer, CancelAnswer};

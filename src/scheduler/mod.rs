@@ -3,10 +3,13 @@
 //! May import core, channels, the spool, the supervisor's handle and metrics. Must never know why an action was chosen,
 //! nor who waits for an answer.
 
+mod beats;
 pub mod call;
 mod report;
+mod storage;
 mod streams;
 mod sync;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,13 +20,8 @@ use crossbeam::channel::{Receiver, Sender, at, never, select_biased};
 use crate::core::Core;
 use crate::core::event::{Action, Answer as CoreAnswer, Event, Now, Record, Submission};
 use crate::core::ids::{TaskId, Ticket};
-use crate::core::ledger::FinishedTask;
-use crate::core::limits;
 use crate::core::notice::Notice;
 use crate::core::order::WorkerReport;
-use crate::core::settings::ScheduleSettings;
-use crate::core::task::{Outcome, Payload, PayloadKind, TaskSpec};
-use crate::core::view::finished_view;
 use crate::metrics::Metrics;
 use crate::spool::{Files, Spool, TaskIds};
 use crate::sys::clock::{Clock, wall_ms};
@@ -33,15 +31,13 @@ use call::{Answer, Call, ConfigStatus, Control, Decision, Reply, Request, Status
 pub use streams::StreamPort;
 use streams::Streams;
 pub use sync::{SyncThread, Syncer};
+use waiting::Waiting;
 
 /// Decisions that are remembered for `/v1/decisions` and `/why`.
 const DECISIONS_MAX: usize = 256;
 
 /// Events of one lane that are taken before the next lane has its turn: a flooding worker cannot starve submissions.
 const TURN_MAX: usize = 32;
-
-/// After a failed write, the whole journal is written anew at this interval until that works.
-const STORAGE_RETRY: Duration = Duration::from_secs(2);
 
 /// What the scheduler hears from and speaks to; ends named by direction.
 pub struct Ports<W> {
@@ -89,15 +85,8 @@ pub struct Scheduler<W> {
     caller: Option<Caller<W>>,
     /// Actions of this turn, performed together: one write for all their records.
     actions: Vec<Action>,
-    storage: Option<StorageTrouble>,
+    storage: Option<storage::Trouble>,
     is_stopping: bool,
-}
-
-struct Waiting<W> {
-    task: TaskId,
-    until: Duration,
-    from: u64,
-    waiter: W,
 }
 
 struct Caller<W> {
@@ -106,11 +95,6 @@ struct Caller<W> {
     wait: Option<Duration>,
     breaker: Option<Arc<str>>,
     task: Option<TaskId>,
-}
-
-struct StorageTrouble {
-    error: String,
-    retry_at: Duration,
 }
 
 const NOBODY: Ticket = Ticket(0);
@@ -165,15 +149,6 @@ impl<W: Send + 'static> Scheduler<W> {
         self.dismiss_waiting();
         if let Some(syncer) = &self.ports.syncer {
             syncer.flush();
-        }
-    }
-
-    /// Whoever still waits is told how his task stands: it is safe in the spool.
-    fn dismiss_waiting(&mut self) {
-        for waiting in std::mem::take(&mut self.waiting) {
-            let view = self.core.task(waiting.task).map(Box::new);
-            let answer = view.map_or(Answer::Task(None), |view| Answer::Submitted { view, is_duplicate: false });
-            self.reply(waiting.waiter, answer);
         }
     }
 
@@ -286,7 +261,7 @@ impl<W: Send + 'static> Scheduler<W> {
         let event = match request {
             Request::Submit { task, draft, wait } => {
                 if let Some(trouble) = &self.storage {
-                    let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: STORAGE_RETRY };
+                    let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };
                     self.files.remove_inputs(task);
                     return self.reply(caller.waiter, answer);
                 }
@@ -416,7 +391,7 @@ impl<W: Send + 'static> Scheduler<W> {
         }
         if let Some(trouble) = &self.storage {
             // Why: it was taken in memory and could not be written: it must not run after the client heard no.
-            let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: STORAGE_RETRY };
+            let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };
             self.step(Event::CancelRequested { ticket: NOBODY, task });
             return Some(Reply { waiter: caller.waiter, answer });
         }
@@ -430,66 +405,6 @@ impl<W: Send + 'static> Scheduler<W> {
             Some(_) | None => {
                 Some(Reply { waiter: caller.waiter, answer: Answer::Submitted { view: Box::new(view), is_duplicate } })
             }
-        }
-    }
-
-    fn finished(&mut self, task: &Arc<FinishedTask>, replies: &mut Vec<Reply<W>>) {
-        self.streams.ended(self.now(), task);
-        let mut index = 0;
-        while index < self.waiting.len() {
-            if self.waiting[index].task == task.id {
-                let waiting = self.waiting.swap_remove(index);
-                let view = Box::new(finished_view(task));
-                replies.push(Reply { waiter: waiting.waiter, answer: Answer::Submitted { view, is_duplicate: false } });
-            } else {
-                index += 1;
-            }
-        }
-    }
-
-    fn time_out_waiting(&mut self) {
-        let now = self.clock.now();
-        while let Some(index) = self.waiting.iter().position(|waiting| waiting.until <= now) {
-            let waiting = self.waiting.swap_remove(index);
-            let answer = match self.core.task(waiting.task) {
-                Some(view) => Answer::Submitted { view: Box::new(view), is_duplicate: false },
-                None => Answer::Task(None),
-            };
-            self.reply(waiting.waiter, answer);
-        }
-    }
-
-    fn beat(&mut self, schedule: &ScheduleSettings) {
-        let agent = self.core.settings().agents.get(&schedule.agent);
-        let task = self.ids.take();
-        let spec = Box::new(TaskSpec {
-            agent: schedule.agent.clone(),
-            priority: schedule.priority,
-            payload: self.schedule_payload(task, schedule),
-            payload_kind: PayloadKind::Json,
-            timeout: agent.map_or(Duration::ZERO, |agent| agent.task_timeout),
-            max_retries: agent.map_or(0, |agent| agent.max_retries),
-            preemptible: agent.is_none_or(|agent| agent.preemptible),
-            skippable: schedule.skippable,
-            idempotency_key: None,
-            request_id: Arc::from(format!("schedule-{}", schedule.name)),
-            schedule: Some(schedule.name.clone()),
-        });
-        self.step(Event::Submitted { ticket: NOBODY, task, spec });
-    }
-
-    fn schedule_payload(&self, task: TaskId, schedule: &ScheduleSettings) -> Payload {
-        if schedule.payload.len() <= limits::INLINE_PAYLOAD_MAX {
-            return Payload::Inline(schedule.payload.clone());
-        }
-        let written = self.files.create_payload(task).and_then(|mut file| {
-            std::io::Write::write_all(&mut file, &schedule.payload)?;
-            file.commit()
-        });
-        match written {
-            Ok(()) => Payload::File { bytes: schedule.payload.len() as u64 },
-            // The configuration holds it all the same, so it may travel in memory this once.
-            Err(_) => Payload::Inline(schedule.payload.clone()),
         }
     }
 
@@ -524,66 +439,6 @@ impl<W: Send + 'static> Scheduler<W> {
         };
         // A monitor that lags learns of the others from /proc: an entry whose process is gone reads as nothing.
         let _ = self.ports.watch_tx.try_send(crate::memory::Message::Watch(watch));
-    }
-
-    fn clear_inputs(&self, task: &FinishedTask) {
-        if task.spec.payload.bytes() > limits::INLINE_PAYLOAD_MAX as u64 || task.preemptions > 0 {
-            self.files.remove_inputs(task.id);
-        } else {
-            self.files.remove_checkpoint(task.id);
-        }
-        if !matches!(task.outcome, Outcome::Completed(_)) {
-            self.files.remove_result(task.id);
-        }
-    }
-
-    /// Writes this turn's records with one call. Tells if there were any.
-    fn write_records(&mut self, actions: &[Action]) -> bool {
-        let mut records = actions.iter().filter_map(|action| match action {
-            Action::Record(record) => Some(record),
-            Action::Worker(..)
-            | Action::Answer(..)
-            | Action::Finished(_)
-            | Action::Notice(_)
-            | Action::Beat(_)
-            | Action::Drained => None,
-        });
-        let Some(first) = records.next() else { return false };
-        if self.storage.is_some() {
-            // The rewrite that ends the trouble writes everything that is known then.
-            return false;
-        }
-        if let Err(error) = self.spool.append(std::iter::once(first).chain(records)) {
-            self.storage_failed(error.to_string());
-        }
-        true
-    }
-
-    fn storage_failed(&mut self, error: String) {
-        log::error!("{error}; new tasks are refused until the journal can be written again");
-        self.storage = Some(StorageTrouble { error, retry_at: self.clock.now() + STORAGE_RETRY });
-    }
-
-    fn retry_storage(&mut self) {
-        if self.storage.as_ref().is_some_and(|trouble| trouble.retry_at <= self.clock.now()) {
-            self.rewrite_journal();
-        }
-    }
-
-    fn rewrite_journal(&mut self) {
-        let records = self.core.records();
-        let rewritten = self.spool.rewrite(&records).and_then(|()| match &self.ports.syncer {
-            Some(syncer) => self.spool.sync_handle().map(|file| syncer.journal_replaced(file)),
-            None => Ok(()),
-        });
-        match rewritten {
-            Ok(()) => {
-                if self.storage.take().is_some() {
-                    log::info!("the journal can be written again; new tasks are taken");
-                }
-            }
-            Err(error) => self.storage_failed(error.to_string()),
-        }
     }
 
     fn reply(&self, waiter: W, answer: Answer) {

@@ -1,0 +1,55 @@
+//! Callers that wait for a task to end. They hold no thread: a waiter is what the gateway left, and a deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Scheduler;
+use super::call::{Answer, Reply};
+use crate::core::ids::TaskId;
+use crate::core::ledger::FinishedTask;
+use crate::core::view::finished_view;
+
+pub(super) struct Waiting<W> {
+    pub task: TaskId,
+    pub until: Duration,
+    /// The connection it came on.
+    pub from: u64,
+    pub waiter: W,
+}
+
+impl<W: Send + 'static> Scheduler<W> {
+    pub(super) fn finished(&mut self, task: &Arc<FinishedTask>, replies: &mut Vec<Reply<W>>) {
+        self.streams.ended(self.now(), task);
+        let mut index = 0;
+        while index < self.waiting.len() {
+            if self.waiting[index].task == task.id {
+                let waiting = self.waiting.swap_remove(index);
+                let view = Box::new(finished_view(task));
+                replies.push(Reply { waiter: waiting.waiter, answer: Answer::Submitted { view, is_duplicate: false } });
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    pub(super) fn time_out_waiting(&mut self) {
+        let now = self.clock.now();
+        while let Some(index) = self.waiting.iter().position(|waiting| waiting.until <= now) {
+            let waiting = self.waiting.swap_remove(index);
+            let answer = match self.core.task(waiting.task) {
+                Some(view) => Answer::Submitted { view: Box::new(view), is_duplicate: false },
+                None => Answer::Task(None),
+            };
+            self.reply(waiting.waiter, answer);
+        }
+    }
+
+    /// Whoever still waits is told how his task stands: it is safe in the spool.
+    pub(super) fn dismiss_waiting(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            let view = self.core.task(waiting.task).map(Box::new);
+            let answer = view.map_or(Answer::Task(None), |view| Answer::Submitted { view, is_duplicate: false });
+            self.reply(waiting.waiter, answer);
+        }
+    }
+}
