@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use crate::core::ids::WorkerId;
-use crate::core::settings::{AgentMode, AgentSettings, Runtime};
+use crate::core::settings::{AgentSettings, Runtime};
 use crate::core::task::{Assignment, Payload};
 use crate::spool::Files;
 use crate::sys::launch::{Launch, LaunchError, Step, launch};
