@@ -62,6 +62,10 @@ fn guard(instance: Instance, watch: &PipeReader) -> ! {
         {
             libc::signal(signal, libc::SIG_IGN);
         }
+        // Marked like a worker, so that no other daemon that happens to adopt it takes it for an orphan of its own.
+        let mark = instance.mark(0);
+        let limit = libc::rlimit { rlim_cur: mark as libc::rlim_t, rlim_max: mark as libc::rlim_t };
+        libc::setrlimit(libc::RLIMIT_RSS, &limit);
         libc::prctl(libc::PR_SET_NAME, c"kurultai-guard".as_ptr(), 0, 0, 0);
         libc::dup2(watch.as_raw_fd(), 0);
         close_from(1);
@@ -115,6 +119,10 @@ fn each_name(mut records: &[u8], mut each: impl FnMut(&[u8])) {
 
 fn kill_if_marked(instance: Instance, name: &[u8]) -> bool {
     let Some(pid) = parse_pid(name) else { return false };
+    // SAFETY: getpid takes nothing and cannot fail.
+    if pid == unsafe { libc::getpid() } as u32 {
+        return false;
+    }
     // The handle first, the mark second: if the number changes hands in between, the signal goes to the dead.
     let Ok(pidfd) = open_pidfd(pid) else { return false };
     if has_ended(&pidfd, 0) {

@@ -56,6 +56,7 @@ const STACK_BYTES: usize = 64 * 1024;
 const UMASK: libc::mode_t = 0o022;
 /// Signals are 1 to 64 on every Linux this is built for (signal(7)).
 const LAST_SIGNAL: libc::c_int = 64;
+const KERNEL_SIGSET_BYTES: usize = LAST_SIGNAL as usize / 8;
 
 /// What the child reads while it shares our memory, and where it writes why it failed.
 struct Plan<'a> {
@@ -197,14 +198,15 @@ unsafe fn exec_first(plan: &Plan<'_>) {
 }
 
 /// Exec resets what is caught, but not what is ignored (such as PIPE by Rust's runtime); and until the exec a handler
-/// must not run here.
+/// must not run here. Raw, because libc refuses to touch the two signals it keeps to itself.
 unsafe fn reset_signal_dispositions() {
+    // The kernel's sigaction is at most this large on any architecture; all zero is SIG_DFL with an empty mask.
+    let default = [0u64; 8];
     for signal in 1..=LAST_SIGNAL {
-        // SAFETY: an all-zero sigaction is SIG_DFL with an empty mask. KILL, STOP and libc's own signals are refused.
+        // SAFETY: the kernel reads the structure and writes nothing. KILL and STOP are refused.
         unsafe {
-            let default = std::mem::zeroed::<libc::sigaction>();
-            libc::sigaction(signal, &default, ptr::null_mut());
-        }
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null::<c_void>(), KERNEL_SIGSET_BYTES)
+        };
     }
 }
 

@@ -59,6 +59,15 @@ impl Child {
         }
     }
 
+    /// Helps a killed process to give its memory back at once, even if it is stuck: process_mrelease(2), Linux 5.15.
+    /// Best effort; it does nothing for a process that is not dying or shares its memory.
+    pub fn release_memory(&self) {
+        if !self.reaped {
+            // SAFETY: process_mrelease takes a descriptor, which is open, and no pointers.
+            unsafe { libc::syscall(libc::SYS_process_mrelease, self.pidfd.as_raw_fd(), 0) };
+        }
+    }
+
     /// Sends a signal to everybody in the process group it leads: kill(2). It must have been started by
     /// [`super::launch::launch`], which makes it the leader of its session for good.
     pub fn signal_group(&self, signal: Signal) {

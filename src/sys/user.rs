@@ -13,6 +13,19 @@ pub struct User {
     pub groups: Vec<u32>,
 }
 
+impl User {
+    /// Makes this process that user, for good. Only a process that may change users can.
+    pub fn assume(&self) -> io::Result<()> {
+        // SAFETY: the pointer and length are those of a live vector; the others are plain numbers.
+        let failed = unsafe {
+            libc::setgroups(self.groups.len(), self.groups.as_ptr()) != 0
+                || libc::setresgid(self.gid, self.gid, self.gid) != 0
+                || libc::setresuid(self.uid, self.uid, self.uid) != 0
+        };
+        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
 const BUFFER_START: usize = 1024;
 const BUFFER_MAX: usize = 1024 * 1024;
 /// NGROUPS_MAX of Linux.
@@ -69,18 +82,5 @@ mod tests {
         assert!(root.groups.contains(&0), "{root:?}");
         assert_eq!(lookup("no-such-user-here").unwrap(), None);
         assert_eq!(lookup("nul\0byte").unwrap(), None);
-    }
-}
-
-impl User {
-    /// Makes this process that user, for good. Only a process that may change users can.
-    pub fn assume(&self) -> io::Result<()> {
-        // SAFETY: the pointer and length are those of a live vector; the others are plain numbers.
-        let failed = unsafe {
-            libc::setgroups(self.groups.len(), self.groups.as_ptr()) != 0
-                || libc::setresgid(self.gid, self.gid, self.gid) != 0
-                || libc::setresuid(self.uid, self.uid, self.uid) != 0
-        };
-        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

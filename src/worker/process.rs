@@ -60,8 +60,8 @@ enum Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Running,
-    /// It was told to end, so it may close its streams.
-    ShuttingDown,
+    /// It was told to end, or killed: it may close its streams.
+    Ending,
     /// It broke the protocol: nothing it says counts any more.
     Condemned,
 }
@@ -156,10 +156,7 @@ impl Worker {
                 self.tell(room, |_, out| compose::breaker_state(out, &name, answer));
             }
             (Order::Shutdown, Role::Persistent { .. }) => {
-                if self.phase == Phase::Running {
-                    self.phase = Phase::ShuttingDown;
-                    self.hung_up = None;
-                }
+                self.expect_end();
                 self.tell(room, |_, out| compose::shutdown(out));
                 let finished = self.input.finish();
                 self.check_input(room, finished);
@@ -174,9 +171,18 @@ impl Worker {
     }
 
     /// KILL to the process and to everybody in its group. What left the group is found when it is dead.
-    pub fn kill(&self) {
+    pub fn kill(&mut self) {
+        self.expect_end();
         self.child.signal(Signal::Kill);
         self.child.signal_group(Signal::Kill);
+        self.child.release_memory();
+    }
+
+    fn expect_end(&mut self) {
+        if self.phase == Phase::Running {
+            self.phase = Phase::Ending;
+            self.hung_up = None;
+        }
     }
 
     fn assign(&mut self, room: &mut Room, assignment: &Assignment) {

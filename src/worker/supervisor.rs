@@ -118,7 +118,8 @@ impl SupervisorHandle {
         }
     }
 
-    /// Kills every worker with its tree, reports their ends, and lets [`Supervisor::run`] return.
+    /// Kills every worker with its tree, reports their ends, and lets [`Supervisor::run`] return. Until then somebody must
+    /// go on receiving reports, or drop the receiver.
     pub fn stop(&self) {
         self.shared.0.must_stop.store(true, Ordering::Release);
         self.shared.0.notify();
@@ -204,7 +205,7 @@ impl Supervisor {
     fn stop(&mut self) {
         if self.room.stop_by.is_none() {
             self.room.stop_by = Some(self.room.clock.now() + self.stop_grace);
-            self.workers.iter().for_each(Worker::kill);
+            self.workers.iter_mut().for_each(Worker::kill);
         }
     }
 

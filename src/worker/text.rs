@@ -5,7 +5,11 @@ const QUOTE_MAX: usize = 120;
 
 /// The longest beginning of `text` of at most `max` bytes.
 pub fn cut(text: &str, max: usize) -> &str {
-    &text[..text.floor_char_boundary(max)]
+    let mut end = max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// The start of a line as evidence: escaped, in quotes, `…` where it goes on.
@@ -40,7 +44,7 @@ pub fn printable(bytes: &[u8], max: usize) -> String {
     for char in text.trim_end().chars() {
         if char.is_control() && char != '\t' { clean.extend(char.escape_default()) } else { clean.push(char) }
     }
-    clean.truncate(clean.floor_char_boundary(max));
+    clean.truncate(cut(&clean, max).len());
     clean
 }
 
@@ -51,10 +55,13 @@ pub fn tail(bytes: &[u8], max: usize) -> String {
         // Not in the middle of a character: its continuation bytes are 10xxxxxx, at most three.
         start += bytes[start..].iter().take(3).take_while(|byte| **byte & 0xC0 == 0x80).count();
     }
-    let mut text = String::from_utf8_lossy(&bytes[start..]).into_owned();
-    let excess = text.len().saturating_sub(max);
-    text.drain(..text.ceil_char_boundary(excess));
-    text
+    let text = String::from_utf8_lossy(&bytes[start..]);
+    // What was no UTF-8 has become longer.
+    let mut start = text.len().saturating_sub(max);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    text[start..].to_owned()
 }
 
 #[cfg(test)]

@@ -1,1 +1,6 @@
-//! x
+//! Real processes under a real supervisor. Agents are shell scripts; waiting is for reports, never for time.
+
+mod bench;
+mod oneshot;
+mod persistent;
+mod trees;
