@@ -158,7 +158,7 @@ fn start(
     let actions = core.restore(restored.finished, restored.unfinished);
 
     let syncer = if spool.is_synchronous() {
-        let (syncer, thread) = Syncer::new(spool.sync_handle()?, replies_tx.clone());
+        let (syncer, thread) = Syncer::new(spool.sync_handle()?, spool.files(), replies_tx.clone());
         threads.spawn("sync", move || thread.run())?;
         Some(syncer)
     } else {

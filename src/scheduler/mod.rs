@@ -321,12 +321,13 @@ impl<W: Send + 'static> Scheduler<W> {
         while !self.actions.is_empty() {
             let actions = std::mem::take(&mut self.actions);
             let has_records = self.write_records(&actions);
+            let results = storage::result_files(&actions);
             let mut replies = Vec::new();
             for action in actions {
                 self.perform_one(action, &mut replies);
             }
             match &self.ports.syncer {
-                Some(syncer) if has_records => syncer.release(replies),
+                Some(syncer) if has_records => syncer.release(replies, results),
                 Some(_) | None => replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply)),
             }
         }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::Scheduler;
-use crate::core::event::Action;
+use crate::core::event::{Action, Record};
+use crate::core::ids::TaskId;
 use crate::core::ledger::FinishedTask;
 use crate::core::limits;
-use crate::core::task::Outcome;
+use crate::core::task::{Outcome, ResultPlace};
 
 /// After a failed write, the whole journal is written anew at this interval until that works.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
@@ -76,4 +77,25 @@ impl<W: Send + 'static> Scheduler<W> {
             Err(error) => self.storage_failed(error.to_string()),
         }
     }
+}
+
+/// The tasks of this turn that have ended with a result in a file of its own.
+pub(super) fn result_files(actions: &[Action]) -> Vec<TaskId> {
+    let in_file = |task: &FinishedTask| match &task.outcome {
+        Outcome::Completed(result) => matches!(result.place, ResultPlace::File { .. }),
+        Outcome::Failed(_) | Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted => false,
+    };
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Record(Record::Finished(task)) if in_file(task) => Some(task.id),
+            Action::Record(_)
+            | Action::Worker(..)
+            | Action::Answer(..)
+            | Action::Finished(_)
+            | Action::Notice(_)
+            | Action::Beat(_)
+            | Action::Drained => None,
+        })
+        .collect()
 }

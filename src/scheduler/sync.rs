@@ -7,6 +7,8 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::call::{Answer, Reply};
+use crate::core::ids::TaskId;
+use crate::spool::Files;
 
 /// Turns of the scheduler that may wait for the disk. Each wait is one fdatasync, and one takes all that is there.
 const QUEUE: usize = 64;
@@ -14,7 +16,11 @@ const QUEUE: usize = 64;
 const RETRY: Duration = Duration::from_secs(2);
 
 enum Message<W> {
-    Release(Vec<Reply<W>>),
+    /// `results`: finished tasks whose result is a file of their own.
+    Release {
+        replies: Vec<Reply<W>>,
+        results: Vec<TaskId>,
+    },
     Journal(File),
     Flush(Sender<()>),
 }
@@ -29,18 +35,19 @@ pub struct SyncThread<W> {
     rx: Receiver<Message<W>>,
     replies_tx: Sender<Reply<W>>,
     journal: File,
+    files: Files,
 }
 
 impl<W> Syncer<W> {
-    pub fn new(journal: File, replies_tx: Sender<Reply<W>>) -> (Syncer<W>, SyncThread<W>) {
+    pub fn new(journal: File, files: Files, replies_tx: Sender<Reply<W>>) -> (Syncer<W>, SyncThread<W>) {
         let (tx, rx) = bounded(QUEUE);
-        (Syncer { tx }, SyncThread { rx, replies_tx, journal })
+        (Syncer { tx }, SyncThread { rx, replies_tx, journal, files })
     }
 
     /// Sends these once everything written so far is durable.
-    pub(super) fn release(&self, replies: Vec<Reply<W>>) {
-        if !replies.is_empty() {
-            self.send(Message::Release(replies));
+    pub(super) fn release(&self, replies: Vec<Reply<W>>, results: Vec<TaskId>) {
+        if !replies.is_empty() || !results.is_empty() {
+            self.send(Message::Release { replies, results });
         }
     }
 
@@ -91,7 +98,14 @@ impl<W> SyncThread<W> {
 
     fn take(&mut self, message: Message<W>, replies: &mut Vec<Reply<W>>, flushes: &mut Vec<Sender<()>>) {
         match message {
-            Message::Release(more) => replies.extend(more),
+            Message::Release { replies: more, results } => {
+                replies.extend(more);
+                for task in results {
+                    if let Err(error) = self.files.sync_result(task) {
+                        log::error!("cannot sync the result of {task}: {error}; it may not survive a power cut");
+                    }
+                }
+            }
             Message::Journal(journal) => self.journal = journal,
             Message::Flush(done_tx) => flushes.push(done_tx),
         }
