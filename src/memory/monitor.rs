@@ -45,6 +45,8 @@ pub struct Monitor {
     clock: Clock,
     meminfo: Meminfo,
     daemon: Statm,
+    /// The daemon's own memory at the last look.
+    own: Resident,
     workers: BTreeMap<WorkerId, Statm>,
     told: Option<(Duration, MemorySample)>,
     /// When to settle; `None`: done, or there are workers.
@@ -61,7 +63,8 @@ impl Monitor {
         let (meminfo, daemon) = (Meminfo::open()?, Statm::open(None)?);
         let workers = BTreeMap::new();
         let settle_at = Some(clock.now() + SETTLE_AFTER);
-        Ok(Monitor { settings, messages_rx, control_tx, clock, meminfo, daemon, workers, told: None, settle_at })
+        let own = daemon.read()?;
+        Ok(Monitor { settings, messages_rx, control_tx, clock, meminfo, daemon, own, workers, told: None, settle_at })
     }
 
     /// Runs until it is told to stop.
@@ -109,13 +112,14 @@ impl Monitor {
     }
 
     fn sample(&mut self) {
-        let sample = match self.read() {
+        let now = self.clock.now();
+        let is_old = self.told.as_ref().is_none_or(|(at, _)| now >= *at + TELL_EVERY);
+        let sample = match self.read(is_old) {
             Ok(sample) => sample,
             Err(error) => return log::warn!("cannot read the memory: {error}; the last figures stay"),
         };
-        let now = self.clock.now();
         log::trace!(usageBytes = sample.usage_bytes, availableBytes = sample.available_bytes; "MEMORY_SNAPSHOT");
-        if self.told.as_ref().is_some_and(|(at, told)| now < *at + TELL_EVERY && !differs(told, &sample)) {
+        if !is_old && self.told.as_ref().is_some_and(|(_, told)| !differs(told, &sample)) {
             return;
         }
         match self.control_tx.try_send(Control::Memory(Box::new(sample.clone()))) {
@@ -125,9 +129,13 @@ impl Monitor {
         }
     }
 
-    fn read(&self) -> io::Result<MemorySample> {
+    fn read(&mut self, is_old: bool) -> io::Result<MemorySample> {
         let host = self.meminfo.read()?;
-        let daemon = self.daemon.read()?;
+        // Why: each file read costs more than all else here, and a daemon without workers hardly changes.
+        if is_old || !self.workers.is_empty() {
+            self.own = self.daemon.read()?;
+        }
+        let daemon = self.own;
         let workers: Vec<(WorkerId, Resident)> = self
             .workers
             .iter()
