@@ -282,7 +282,7 @@ impl Core {
         match &finished.outcome {
             Outcome::Completed(result) => self.notice(Notice::TaskCompleted {
                 task,
-                worker: finished.worker.unwrap_or(WorkerId(0)),
+                worker: finished.worker,
                 agent,
                 run_time: finished.run_time.unwrap_or_default(),
                 result_bytes: result.bytes(),
@@ -293,7 +293,7 @@ impl Core {
                 worker: finished.worker,
                 agent,
                 code: failure.code,
-                text: failure.message.clone(),
+                text: brief(&failure.message),
                 run_time: finished.run_time,
                 request,
             }),
@@ -319,7 +319,7 @@ impl Core {
             task: id,
             agent: spec.agent.clone(),
             code: failure.code,
-            text: failure.message.clone(),
+            text: brief(&failure.message),
             retries,
             max_retries: spec.max_retries,
             request: spec.request_id.clone(),
@@ -390,6 +390,16 @@ impl Core {
 
     fn notice(&mut self, notice: Notice) {
         self.actions.push(Action::Notice(notice));
+    }
+}
+
+/// The most of an agent's own words that a notice carries: notices are kept in a ring, whole failures with their task.
+const BRIEF_MAX: usize = 300;
+
+fn brief(text: &str) -> String {
+    match text.char_indices().nth(BRIEF_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender};
@@ -11,6 +11,7 @@ use super::logger::{self, LogFile};
 use super::settings;
 use super::signals::{Signal, Signals};
 use crate::config::{self, Config};
+use crate::core::notice::Notice;
 use crate::gateway::{Command, Exchange};
 use crate::memory;
 use crate::scheduler::call::{Answer, ConfigStatus, Control, ReloadReport, ReloadStatus, Reply};
@@ -32,6 +33,7 @@ pub struct Main {
     /// Rung with a command, and when draining is over.
     pub bell: Arc<EventFd>,
     pub max_body: Arc<AtomicU64>,
+    pub submit_rate: Arc<AtomicU32>,
 }
 
 const SIGNALS: u64 = 0;
@@ -104,32 +106,31 @@ impl Main {
                     log::warn!("{warning}");
                 }
                 let (effective, report) = config::reload(&self.config, loaded.config);
-                log::info!(
-                    changed = report.changed.join(","), needsRestart = report.needs_restart.join(",");
-                    "CONFIG_RELOADED"
-                );
                 self.config = effective;
                 self.status.loaded_ms = at_ms;
                 self.status.reload = Some(ReloadStatus { at_ms, error: None });
-                self.apply();
+                self.apply(&report);
                 Ok(ReloadReport { changed: report.changed, needs_restart: report.needs_restart })
             }
             Err(error) => {
                 let text = error.to_string();
-                log::error!(file:% = self.path.display(), text = text.as_str(); "CONFIG_REJECTED");
                 self.status.reload = Some(ReloadStatus { at_ms, error: Some(text.clone()) });
-                self.tell(Control::Reconfigured { settings: None, status: self.status.clone() });
+                let notice = Box::new(Notice::ConfigRejected { text: text.clone() });
+                self.tell(Control::Reconfigured { settings: None, status: self.status.clone(), notice });
                 Err(text)
             }
         }
     }
 
-    fn apply(&self) {
+    fn apply(&self, report: &config::ReloadReport) {
         logger::set_level(self.config.daemon.log_level);
         self.max_body.store(settings::mb(self.config.gateway.max_body_mb), Ordering::Relaxed);
+        self.submit_rate.store(self.config.gateway.submit_rate_per_s, Ordering::Relaxed);
         let _ = self.monitor_tx.send(memory::Message::Settings(settings::monitor_settings(&self.config)));
         let settings = Some(Box::new(settings::settings(&self.config)));
-        self.tell(Control::Reconfigured { settings, status: self.status.clone() });
+        let (changed, needs_restart) = (report.changed.join(" "), report.needs_restart.join(" "));
+        let notice = Box::new(Notice::ConfigReloaded { changed, needs_restart });
+        self.tell(Control::Reconfigured { settings, status: self.status.clone(), notice });
     }
 
     fn tell(&self, control: Control) {

@@ -13,7 +13,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use super::{Options, StartError, listen, logger, settings, token};
 use crate::config::{Config, Durability, Loaded};
 use crate::core::Core;
 use crate::core::event::Now;
-use crate::gateway::{Access, Door, DoorPorts, DoorSettings, Handler, HandlerPorts, RequestIds, Shared};
+use crate::gateway::{Access, Door, DoorPorts, DoorSettings, Handler, HandlerPorts, RequestIds, Shared, SubmitRate};
 use crate::memory::{self, Monitor};
 use crate::scheduler::call::{ConfigStatus, Control};
 use crate::scheduler::{Ports, Scheduler, StreamPort, Syncer};
@@ -138,6 +138,7 @@ fn start(
     let stop_door = Arc::new(AtomicBool::new(false));
     let metrics = Arc::new(crate::metrics::HttpMetrics::default());
     let max_body = Arc::new(AtomicU64::new(settings::mb(config.gateway.max_body_mb)));
+    let submit_rate = Arc::new(AtomicU32::new(config.gateway.submit_rate_per_s));
 
     let supervisor_settings = SupervisorSettings {
         files: spool.files(),
@@ -209,6 +210,7 @@ fn start(
         idle_timeout: settings::ms(config.gateway.idle_timeout_ms),
         max_body: max_body.clone(),
         request_ids: RequestIds::new(),
+        rate: SubmitRate::new(submit_rate.clone()),
         is_lingering: AtomicBool::new(false),
     });
 
@@ -254,6 +256,7 @@ fn start(
         drained_rx,
         bell: main_bell,
         max_body,
+        submit_rate,
     };
     Ok(Started { main, threads, _pid_file: pid_file })
 }

@@ -17,6 +17,7 @@ use super::door::{Arrival, Return};
 use super::exchange::{Command, CommandPort, Exchange, Plan, RequestIds};
 use super::head::{self, Head, Method};
 use super::outgoing::{Progress, Sending};
+use super::rate::SubmitRate;
 use super::render::{self, Rendered};
 use super::routes::{self, BreakerCall, Target};
 use super::{query, submit};
@@ -43,6 +44,7 @@ pub struct Shared {
     /// `gateway.max_body_mb` in bytes; a reload changes it.
     pub max_body: Arc<AtomicU64>,
     pub request_ids: RequestIds,
+    pub rate: SubmitRate,
     /// One handler is waiting for a client's next request.
     pub is_lingering: AtomicBool,
 }
@@ -158,6 +160,9 @@ impl Handler {
                 "length_required",
                 "bodies are taken with a Content-Length only, not chunked: send the length",
             ));
+        }
+        if matches!(target, Target::SubmitEnvelope { .. } | Target::SubmitRaw { .. }) {
+            self.shared.rate.take(exchange.conn.peer, exchange.started)?;
         }
         let (request, plan) = match target {
             Target::SubmitEnvelope { wait } => (self.submit_envelope(exchange, head, wait)?, Plan::TaskObject),

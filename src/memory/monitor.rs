@@ -118,10 +118,14 @@ impl Monitor {
             Ok(sample) => sample,
             Err(error) => return log::warn!("cannot read the memory: {error}; the last figures stay"),
         };
-        log::trace!(usageBytes = sample.usage_bytes, availableBytes = sample.available_bytes; "MEMORY_SNAPSHOT");
         if !is_old && self.told.as_ref().is_some_and(|(_, told)| !differs(told, &sample)) {
             return;
         }
+        log::debug!(
+            usageBytes = sample.usage_bytes, daemonRssBytes = sample.daemon_rss_bytes, workers = sample.workers.len(),
+            availableBytes = sample.available_bytes;
+            "MEMORY_SNAPSHOT"
+        );
         match self.control_tx.try_send(Control::Memory(Box::new(sample.clone()))) {
             Ok(()) => self.told = Some((now, sample)),
             Err(TrySendError::Full(_)) => log::warn!("the scheduler is behind; a memory reading is dropped"),

@@ -128,6 +128,8 @@ impl Metrics {
             Notice::TaskProgress { .. }
             | Notice::TaskCancelled { .. }
             | Notice::WorkerKilled { .. }
+            | Notice::ConfigReloaded { .. }
+            | Notice::ConfigRejected { .. }
             | Notice::AgentUnavailable { .. } => {}
         }
     }

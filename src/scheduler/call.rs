@@ -167,6 +167,7 @@ pub enum Control {
     Reconfigured {
         settings: Option<Box<Settings>>,
         status: ConfigStatus,
+        notice: Box<Notice>,
     },
     Drain {
         timeout: Duration,

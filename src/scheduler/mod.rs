@@ -232,7 +232,8 @@ impl<W: Send + 'static> Scheduler<W> {
                 self.metrics.note_sample();
                 self.step(Event::MemorySampled(sample));
             }
-            Control::Reconfigured { settings, status } => {
+            Control::Reconfigured { settings, status, notice } => {
+                self.note(*notice);
                 self.metrics.note_reload(settings.is_some());
                 self.config = status;
                 if let Some(settings) = settings {
