@@ -16,7 +16,7 @@ INITDIR = $(SYSCONFDIR)/init.d
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 INSTALL = install
 PAGES = $(wildcard man/*.[1-8])
-AGENTS = $(filter-out scripts/agents/.gitignore,$(wildcard scripts/agents/*))
+AGENTS = $(filter-out %/__pycache__,$(wildcard scripts/agents/*))
 SCRIPTS = .ci/run $(shell awk 'FNR == 1 && /^\#!.*[/ ](ba)?sh( |$$)/ { print FILENAME }' \
 	$$(find scripts tests conf -type f ! -name '*.pyc')) scripts/agents/kurultai.sh
 
@@ -84,7 +84,7 @@ install: ## into DESTDIR, PREFIX (/usr/local) and SYSCONFDIR (/etc); run make be
 	$(INSTALL) -m 644 conf/kurultai.toml $(DESTDIR)$(SHAREDIR)/kurultai/kurultai.toml
 	test -e $(DESTDIR)$(CONFDIR)/kurultai.toml || \
 		$(INSTALL) -m 644 conf/kurultai.toml $(DESTDIR)$(CONFDIR)/kurultai.toml
-	sed 's,/usr/local/sbin,$(SBINDIR),g' scripts/init/kurultaid > $(DESTDIR)$(INITDIR)/kurultaid
+	sed 's,^DAEMON=/usr/local/sbin,DAEMON=$(SBINDIR),' scripts/init/kurultaid > $(DESTDIR)$(INITDIR)/kurultaid
 	chmod 755 $(DESTDIR)$(INITDIR)/kurultaid
 	sed 's,/usr/local/sbin,$(SBINDIR),g' scripts/systemd/kurultaid.service > $(DESTDIR)$(UNITDIR)/kurultaid.service
 	chmod 644 $(DESTDIR)$(UNITDIR)/kurultaid.service
