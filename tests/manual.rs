@@ -513,7 +513,7 @@ fn the_protocol_page_has_every_message_with_its_fields_and_no_other() {
     }
     // What the daemon says and reads, out of the code that does it.
     let composed = source("src/worker/compose.rs");
-    let said: BTreeSet<&str> = composed.split("begin(out, \"").skip(1).map(|rest| quoted(rest)).collect();
+    let said: BTreeSet<&str> = composed.split("begin(out, \"").skip(1).map(quoted).collect();
     assert_eq!(said, FROM_THE_DAEMON.iter().map(|(name, _)| *name).collect());
     let fields = ["string_field", "number_field", "json_field"];
     let said: BTreeSet<&str> = fields
