@@ -114,7 +114,8 @@ pub struct Task {
     pub request_id: Option<String>,
     pub worker_id: Option<String>,
     pub peak_rss_bytes: Option<u64>,
-    pub duration_ms: Option<u64>,
+    /// With the fraction that a microsecond is.
+    pub duration_ms: Option<f64>,
     pub payload_bytes: Option<u64>,
     pub result: Option<serde_json::Value>,
     pub result_bytes: Option<u64>,

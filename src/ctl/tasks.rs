@@ -52,12 +52,16 @@ pub fn list(api: &Api, console: &mut Console, filter: &Filter, json: bool) -> Re
             (&task.priority).into(),
             Cell::toned(&task.state, state_tone(&task.state)),
             text::since(task.created_at.as_deref(), now_ms).into(),
-            task.duration_ms.map_or_else(text::dash, |ms| text::age(Duration::from_millis(ms))).into(),
+            took(task).map_or_else(text::dash, text::age).into(),
             task.peak_rss_bytes.map_or_else(text::dash, text::mib).into(),
             note(task).into(),
         ]);
     }
     table.print(console)
+}
+
+fn took(task: &Task) -> Option<Duration> {
+    Duration::try_from_secs_f64(task.duration_ms? / 1000.0).ok()
 }
 
 /// What is most worth knowing of a task in a few words.
@@ -102,7 +106,7 @@ fn sheet(task: &Task, console: &mut Console) -> Result<(), CtlError> {
         ("created", moment(&task.created_at)),
         ("started", moment(&task.started_at)),
         ("finished", moment(&task.finished_at)),
-        ("took", task.duration_ms.map(|ms| text::age(Duration::from_millis(ms)))),
+        ("took", took(task).map(text::age)),
         ("peak RSS", size(task.peak_rss_bytes)),
         ("worker", task.worker_id.as_deref().map(text::one_line)),
         ("request", task.request_id.as_deref().map(text::one_line)),

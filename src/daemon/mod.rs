@@ -33,7 +33,7 @@ pub enum StartError {
         "daemon.log_file = {path:?} cannot be opened: {source}; name a file that can be written, or \"\" for standard error"
     )]
     LogFile { path: String, source: std::io::Error },
-    #[error("{0}")]
+    #[error("daemon.state_dir cannot be used: {0}")]
     Spool(#[from] SpoolError),
     #[error("cannot listen on {address}: {source}; stop what listens there, or change {key}")]
     Listen { address: String, key: &'static str, source: std::io::Error },

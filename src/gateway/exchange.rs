@@ -39,6 +39,8 @@ pub enum Plan {
     Health,
     Metrics,
     Follow(Follow),
+    /// The outcome of a guarded call: there is nothing to say but that it was taken.
+    Report,
     Plain,
 }
 

@@ -181,7 +181,11 @@ impl Handler {
                     Target::Health { live: false } => (Request::Status, Plan::Health),
                     Target::Metrics => (Request::Scrape, Plan::Metrics),
                     Target::Breaker { name, request } => {
-                        (Request::Breaker { name, request: breaker_request(request, permit)? }, Plan::Plain)
+                        let plan = match request {
+                            BreakerCall::Plain(_) => Plan::Plain,
+                            BreakerCall::Success(_) | BreakerCall::Failure(_) => Plan::Report,
+                        };
+                        (Request::Breaker { name, request: breaker_request(request, permit)? }, plan)
                     }
                     Target::Follow(what) => {
                         if exchange.is_http_1_0 {

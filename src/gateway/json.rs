@@ -13,6 +13,9 @@ use crate::core::task::{Failure, Outcome, Priority, ResultPlace, TaskState};
 use crate::core::view::{AgentView, MemoryView, QueueView, ScheduleView, Snapshot, WorkersView};
 use crate::scheduler::call::{Decision, Status, StreamItem, StreamLine};
 
+/// A result nested deeper than this is not shown in the task object: handlers have small stacks.
+const DEPTH_MAX: usize = 32;
+
 /// RFC 3339 in UTC with milliseconds.
 pub fn time(ms: u64) -> String {
     let at = std::time::UNIX_EPOCH + Duration::from_millis(ms);
@@ -52,10 +55,11 @@ pub fn task(view: &TaskView) -> Value {
     put(&mut object, "durationMs", view.run_time.map(millis));
     match view.finished.as_ref().map(|finished| &finished.outcome) {
         Some(Outcome::Completed(result)) => match (&result.place, result.is_json) {
-            (ResultPlace::Inline(bytes), true) => {
-                // Small ones only; the exact text, with numbers of any length, is at /v1/tasks/ID/result.
+            // Small ones only; the exact text, with numbers of any length, is at /v1/tasks/ID/result.
+            (ResultPlace::Inline(bytes), true) if depth(bytes) <= DEPTH_MAX => {
                 put(&mut object, "result", serde_json::from_slice::<Value>(bytes).ok());
             }
+            (ResultPlace::Inline(_), true) => put(&mut object, "resultBytes", Some(result.bytes())),
             (ResultPlace::Inline(_), false) | (ResultPlace::File { .. }, _) => {
                 put(&mut object, "resultBytes", Some(result.bytes()));
             }
@@ -64,6 +68,24 @@ pub fn task(view: &TaskView) -> Value {
         Some(Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted) | None => {}
     }
     Value::Object(object)
+}
+
+/// How deep a JSON text is nested. Its brackets are counted before it is parsed, since parsing is recursive and a stack
+/// that overflows is the end of the daemon.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut is_text, mut is_escaped) = (0_usize, 0, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_text => is_escaped = true,
+            b'"' => is_text = !is_text,
+            b'[' | b'{' if !is_text => depth += 1,
+            b']' | b'}' if !is_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
 }
 
 pub fn failure(failure: &Failure) -> Value {
@@ -353,4 +375,18 @@ fn event_line(at: String, notice: &Notice) -> Value {
         object.insert(name.to_string(), value(field));
     });
     Value::Object(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::depth;
+
+    #[test]
+    fn brackets_in_texts_are_no_nesting() {
+        for (json, expected) in
+            [("1", 0), ("[]", 1), ("[[],{\"a\":[1]}]", 3), ("\"[[[[\"", 0), ("[\"\\\"[[[\"]", 1), ("[\"\\\\\",[]]", 2)]
+        {
+            assert_eq!(depth(json.as_bytes()), expected, "{json}");
+        }
+    }
 }

@@ -33,6 +33,7 @@ pub fn render(plan: Plan, answer: Answer, files: &Files) -> Rendered {
             Problem { retry_after_s: Some(retry_after.as_secs().max(1)), ..problem }.into()
         }
         (_, Answer::Cancelled(answer, view)) => cancelled(answer, view.as_deref()),
+        (Plan::Report, Answer::Breaker { answer: BreakerAnswer::Done, .. }) => Reply::bytes(204, JSON, Vec::new()),
         (_, Answer::Breaker { answer, name, view }) => {
             breaker(&answer, &name, view.map(|view| json::breaker(&name, &view)))
         }

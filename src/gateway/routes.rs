@@ -83,12 +83,13 @@ pub fn route(head: &Head) -> (Route, Result<Target, Problem>) {
         ["v1", "tasks", id] => (Route::Task, "GET, HEAD, DELETE", task(method, id, query)),
         ["v1", "tasks", id, "result"] => (Route::TaskResult, "GET, HEAD", task_part(method, id, query, Target::Result)),
         ["v1", "tasks", id, "events"] => {
-            (Route::TaskEvents, "GET", task_part(method, id, query, |id| Target::Follow(Follow::Task(id))))
+            // Why: HEAD asks for the head of an answer that is a stream without end.
+            (Route::TaskEvents, "GET", task_part(head.method, id, query, |id| Target::Follow(Follow::Task(id))))
         }
         ["v1", "tasks", id, "why"] => (Route::TaskWhy, "GET, HEAD", task_part(method, id, query, Target::Why)),
         ["v1", "agents", name, "tasks"] => (Route::AgentTasks, "POST", submit_raw(method, name, query)),
         ["v1", "decisions"] => (Route::Decisions, "GET, HEAD", decisions(method, query)),
-        ["v1", "events"] => (Route::Events, "GET", events(method, query)),
+        ["v1", "events"] => (Route::Events, "GET", events(head.method, query)),
         ["v1", "status"] => (Route::Status, "GET, HEAD", status(method, query, Part::All)),
         ["v1", "queue"] => (Route::Queue, "GET, HEAD", status(method, query, Part::Queue)),
         ["v1", "workers"] => (Route::Workers, "GET, HEAD", status(method, query, Part::Workers)),

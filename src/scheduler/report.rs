@@ -37,6 +37,7 @@ impl kv::Source for Values<'_> {
                     Field::Text(text) => Value::from(text),
                     Field::Id(id) => Value::from_dyn_display(id),
                     Field::Count(count) => Value::from(count),
+                    Field::Number(number) if number.fract() == 0.0 && number.abs() < 1e15 => Value::from(number as i64),
                     Field::Number(number) => Value::from(number),
                     Field::Flag(flag) => Value::from(flag),
                 };
