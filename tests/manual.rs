@@ -580,14 +580,31 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
+fn mandoc(arguments: &[&str], page: &Path) -> std::process::Output {
+    #[expect(clippy::disallowed_methods, reason = "a test runs the tool it is about")]
+    let output = Command::new("mandoc").args(arguments).arg(page).output();
+    output.unwrap_or_else(|error| panic!("mandoc: {error}; scripts/setup installs it"))
+}
+
 #[test]
 fn mandoc_has_nothing_to_say_about_the_pages() {
     for page in pages() {
-        #[expect(clippy::disallowed_methods, reason = "a test runs the tool it is about")]
-        let lint = Command::new("mandoc").args(["-T", "lint", "-W", "warning"]).arg(&page).output();
-        let lint = lint.unwrap_or_else(|error| panic!("mandoc: {error}; scripts/setup installs it"));
+        let lint = mandoc(&["-T", "lint", "-W", "warning"], &page);
         let said = String::from_utf8_lossy(&lint.stdout);
         assert!(lint.status.success() && said.is_empty(), "{}:\n{said}", page.display());
+    }
+}
+
+#[test]
+fn no_line_of_a_page_is_wider_than_a_terminal() {
+    for page in pages() {
+        let shown = String::from_utf8(mandoc(&["-T", "utf8", "-O", "width=80"], &page).stdout).expect("UTF-8");
+        assert!(shown.lines().count() > 100, "{} shows {} lines", page.display(), shown.lines().count());
+        for line in shown.lines() {
+            // Bold and underlined characters are struck twice, with a backspace between.
+            let width = line.chars().count() - 2 * line.matches('\u{8}').count();
+            assert!(width <= 80, "{}, {width} columns: {line}", page.display());
+        }
     }
 }
 
