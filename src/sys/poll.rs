@@ -1,8 +1,7 @@
-//! Waiting for many descriptors at once: poll(2), and an eventfd(2) to end the wait from another thread.
+//! Waiting for many descriptors at once: poll(2).
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 /// The descriptors of one wait. It is filled anew for each wait and keeps its allocation.
@@ -52,41 +51,5 @@ impl PollSet {
     /// Something can be read or written, or the other end is gone; the read or write will tell which.
     pub fn is_ready(&self, place: usize) -> bool {
         self.entries.get(place).is_some_and(|entry| entry.revents != 0)
-    }
-}
-
-/// Ends another thread's [`PollSet::wait`].
-#[derive(Debug)]
-pub struct Waker {
-    event: File,
-}
-
-impl Waker {
-    pub fn new() -> io::Result<Waker> {
-        // SAFETY: eventfd takes no pointers; the descriptor it returns is new and owned by nobody else.
-        let event = unsafe {
-            let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
-            if fd == -1 {
-                return Err(io::Error::last_os_error());
-            }
-            File::from_raw_fd(fd)
-        };
-        Ok(Waker { event })
-    }
-
-    pub fn wake(&self) {
-        // The one failure, EAGAIN, means the counter is full: the other side is awake already.
-        let _ = (&self.event).write(&1u64.to_ne_bytes());
-    }
-
-    /// Makes the next wait sleep again.
-    pub fn reset(&self) {
-        let _ = (&self.event).read(&mut [0; 8]);
-    }
-}
-
-impl AsFd for Waker {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
     }
 }

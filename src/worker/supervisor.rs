@@ -12,7 +12,8 @@ use crate::core::ids::WorkerId;
 use crate::core::order::{Order, Report, WorkerReport};
 use crate::spool::Files;
 use crate::sys::clock::Clock;
-use crate::sys::poll::{PollSet, Waker};
+use crate::sys::eventfd::EventFd;
+use crate::sys::poll::PollSet;
 use crate::sys::process::{self, Child, Signal};
 
 use super::guardian::Instance;
@@ -52,11 +53,7 @@ pub fn supervisor(
     process::open_pidfd(std::process::id())?;
     let guardian = settings.instance.guardian.map(|pid| Ok::<_, io::Error>((pid, process::open_pidfd(pid)?)));
     let (orders_tx, orders_rx) = bounded(capacity);
-    let shared = Arc::new(Shared {
-        waker: Waker::new()?,
-        is_notified: AtomicBool::new(false),
-        must_stop: AtomicBool::new(false),
-    });
+    let shared = Arc::new(Shared { bell: EventFd::new()?, must_stop: AtomicBool::new(false) });
     let SupervisorSettings { files, result_max_bytes, clock, stop_grace, instance } = settings;
     let supervisor = Supervisor {
         room: Room::new(files, result_max_bytes, instance.mark, clock, reports_tx),
@@ -74,25 +71,14 @@ pub fn supervisor(
 
 #[derive(Debug)]
 struct Shared {
-    waker: Waker,
-    /// The waker has been written to and not yet been reset: whoever finds this true need not write again.
-    is_notified: AtomicBool,
+    bell: EventFd,
     must_stop: AtomicBool,
-}
-
-impl Shared {
-    fn notify(&self) {
-        // INVARIANT: after the order is in the channel. The supervisor resets this before it empties the channel.
-        if !self.is_notified.swap(true, Ordering::AcqRel) {
-            self.waker.wake();
-        }
-    }
 }
 
 /// The way to the supervisor. When the last one is dropped, it stops as if told to.
 #[derive(Debug, Clone)]
 pub struct SupervisorHandle {
-    // INVARIANT: declared, and so dropped, before the waker: the woken supervisor must find the channel closed.
+    // INVARIANT: declared, and so dropped, before the bell: the woken supervisor must find the channel closed.
     orders_tx: Sender<(WorkerId, Order)>,
     shared: WakeOnDrop,
 }
@@ -102,7 +88,7 @@ struct WakeOnDrop(Arc<Shared>);
 
 impl Drop for WakeOnDrop {
     fn drop(&mut self) {
-        self.0.notify();
+        self.0.bell.ring();
     }
 }
 
@@ -111,7 +97,8 @@ impl SupervisorHandle {
     pub fn send(&self, worker: WorkerId, order: Order) -> Result<(), QueueFull> {
         match self.orders_tx.try_send((worker, order)) {
             Ok(()) => {
-                self.shared.0.notify();
+                // INVARIANT: after the order is in the channel, which the supervisor empties after it has heard.
+                self.shared.0.bell.ring();
                 Ok(())
             }
             Err(TrySendError::Full((_, order)) | TrySendError::Disconnected((_, order))) => Err(QueueFull(order)),
@@ -122,7 +109,7 @@ impl SupervisorHandle {
     /// go on receiving reports, or drop the receiver.
     pub fn stop(&self) {
         self.shared.0.must_stop.store(true, Ordering::Release);
-        self.shared.0.notify();
+        self.shared.0.bell.ring();
     }
 }
 
@@ -316,7 +303,7 @@ impl Supervisor {
 
     fn watch(&mut self) {
         self.set.clear();
-        self.set.readable(Some(self.shared.waker.as_fd()));
+        self.set.readable(Some(self.shared.bell.as_fd()));
         self.set.readable(self.guardian.as_ref().map(|(_, pidfd)| pidfd.as_fd()));
         for worker in &self.workers {
             worker.watch(&mut self.set);
@@ -325,8 +312,7 @@ impl Supervisor {
 
     fn serve(&mut self) {
         if self.set.is_ready(0) {
-            self.shared.waker.reset();
-            self.shared.is_notified.swap(false, Ordering::AcqRel);
+            self.shared.bell.hear();
         }
         if self.set.is_ready(1) {
             self.guardian = None;
