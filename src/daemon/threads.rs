@@ -26,7 +26,9 @@ use super::{Options, StartError, listen, logger, settings, token};
 use crate::config::{Config, Durability, Loaded};
 use crate::core::Core;
 use crate::core::event::Now;
-use crate::gateway::{Access, Door, DoorPorts, DoorSettings, Handler, HandlerPorts, RequestIds, Shared, SubmitRate};
+use crate::gateway::{
+    Access, Door, DoorPorts, DoorSettings, Handler, HandlerPorts, Patience, RequestIds, Shared, SubmitRate,
+};
 use crate::memory::{self, Monitor};
 use crate::scheduler::call::{ConfigStatus, Control};
 use crate::scheduler::{Ports, Scheduler, StreamPort, Syncer};
@@ -207,7 +209,7 @@ fn start(
         open,
         epoll,
         bell: door_bell.clone(),
-        idle_timeout: settings::ms(config.gateway.idle_timeout_ms),
+        patience: Patience::new(clock, settings::ms(config.gateway.idle_timeout_ms), HANDLERS),
         max_body: max_body.clone(),
         request_ids: RequestIds::new(),
         rate: SubmitRate::new(submit_rate.clone()),

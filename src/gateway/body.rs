@@ -1,6 +1,7 @@
 //! Request bodies: bounded before a byte is read, small ones in memory, large ones straight into the spool.
 
 use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::answer::Problem;
@@ -9,6 +10,7 @@ use crate::core::ids::TaskId;
 use crate::core::limits::INLINE_PAYLOAD_MAX;
 use crate::core::task::Payload;
 use crate::spool::Files;
+use crate::sys::clock::Clock;
 use crate::sys::socket::wait_readable;
 
 /// The largest JSON envelope: kurultai-api(7).
@@ -17,25 +19,68 @@ pub const ENVELOPE_MAX: u64 = 256 * 1024;
 /// A body that nobody wants is read up to this, so that the connection can go on; beyond, it is closed.
 const UNWANTED_MAX: u64 = 64 * 1024;
 
+/// The slowest a body may come after its first `idle_timeout_ms`. Without it, a byte now and then holds a handler for ever.
+const BYTES_PER_SECOND_MIN: u64 = 16 * 1024;
+
+/// How long a handler waits for a body that nobody wants, or when the others all wait for one already.
+const HASTE: Duration = Duration::from_millis(100);
+
+/// How long bodies are waited for, and by how many handlers at once: one always stays for everybody else.
+#[derive(Debug)]
+pub struct Patience {
+    clock: Clock,
+    idle_timeout: Duration,
+    /// Handlers that may still begin to wait.
+    places: AtomicUsize,
+}
+
+impl Patience {
+    pub fn new(clock: Clock, idle_timeout: Duration, handlers: usize) -> Patience {
+        Patience { clock, idle_timeout, places: AtomicUsize::new(handlers.saturating_sub(1)) }
+    }
+
+    fn take_place(&self) -> Option<WaitingPlace<'_>> {
+        let taken = self.places.fetch_update(Ordering::AcqRel, Ordering::Acquire, |places| places.checked_sub(1));
+        taken.ok().map(|_| WaitingPlace(&self.places))
+    }
+}
+
+/// Given back where the body ends.
+#[derive(Debug)]
+struct WaitingPlace<'a>(&'a AtomicUsize);
+
+impl Drop for WaitingPlace<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
 /// Whether a body is taken, with the right to say what is wrong with it.
 #[derive(Debug)]
 pub struct Body<'a> {
     conn: &'a mut Conn,
     left: u64,
-    idle_timeout: Duration,
+    patience: &'a Patience,
+    /// All of it has to be here by then.
+    deadline: Duration,
+    place: Option<WaitingPlace<'a>>,
+    /// It is waited for without a place, and only just.
+    is_hurried: bool,
     /// Nothing more comes: the client stopped or went away.
     has_failed: bool,
 }
 
 impl<'a> Body<'a> {
-    pub fn new(conn: &'a mut Conn, length: u64, idle_timeout: Duration) -> Body<'a> {
-        Body { conn, left: length, idle_timeout, has_failed: false }
+    pub fn new(conn: &'a mut Conn, length: u64, patience: &'a Patience) -> Body<'a> {
+        let slowest = Duration::from_millis(length.saturating_mul(1000) / BYTES_PER_SECOND_MIN);
+        let deadline = patience.clock.now() + patience.idle_timeout + slowest;
+        Body { conn, left: length, patience, deadline, place: None, is_hurried: false, has_failed: false }
     }
 
     /// All of it; the caller has bounded the length.
     pub fn read_all(&mut self) -> Result<Vec<u8>, Problem> {
         let mut bytes = Vec::with_capacity(usize::try_from(self.left).unwrap_or(0));
-        self.read_to_end(&mut bytes).map_err(|error| unread(&error))?;
+        self.read_to_end(&mut bytes).map_err(|error| self.unread(&error))?;
         Ok(bytes)
     }
 
@@ -48,7 +93,7 @@ impl<'a> Body<'a> {
         let mut file = files.create_payload(task).map_err(|error| unstored(&error))?;
         let mut buffer = [0_u8; 16 * 1024];
         while self.left > 0 {
-            let count = self.read(&mut buffer).map_err(|error| unread(&error))?;
+            let count = self.read(&mut buffer).map_err(|error| self.unread(&error))?;
             file.write_all(&buffer[..count]).map_err(|error| unstored(&error))?;
         }
         file.commit().map_err(|error| unstored(&error))?;
@@ -60,6 +105,7 @@ impl<'a> Body<'a> {
         if self.has_failed || self.left > UNWANTED_MAX {
             return false;
         }
+        self.hurry();
         let mut buffer = [0_u8; 4096];
         while self.left > 0 {
             if self.read(&mut buffer).is_err() {
@@ -67,6 +113,36 @@ impl<'a> Body<'a> {
             }
         }
         true
+    }
+
+    fn hurry(&mut self) {
+        self.is_hurried = true;
+        self.deadline = self.deadline.min(self.patience.clock.now() + HASTE);
+    }
+
+    /// Until more has come; `false`: it has not come in time.
+    fn wait(&mut self) -> io::Result<bool> {
+        if self.place.is_none() && !self.is_hurried {
+            self.place = self.patience.take_place();
+            if self.place.is_none() {
+                self.hurry();
+            }
+        }
+        let left = self.deadline.saturating_sub(self.patience.clock.now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        wait_readable(&*self.conn.socket, left.min(self.patience.idle_timeout))
+    }
+
+    fn unread(&self, error: &io::Error) -> Problem {
+        match error.kind() {
+            io::ErrorKind::TimedOut if self.is_hurried => {
+                Problem::busy("others are sending bodies already, and this one did not come at once: try again")
+            }
+            io::ErrorKind::TimedOut => Problem::new(408, "invalid_request", "the body stopped coming: send it faster"),
+            _ => Problem::malformed(format!("the body is shorter than its Content-Length: {error}")),
+        }
     }
 }
 
@@ -89,7 +165,7 @@ impl Read for Body<'_> {
             match self.conn.socket.read(&mut buffer[..room]) {
                 Ok(0) => break Err(io::ErrorKind::UnexpectedEof.into()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if !wait_readable(&*self.conn.socket, self.idle_timeout)? {
+                    if !self.wait()? {
                         break Err(io::ErrorKind::TimedOut.into());
                     }
                 }
@@ -107,13 +183,6 @@ impl Read for Body<'_> {
                 Err(error)
             }
         }
-    }
-}
-
-fn unread(error: &io::Error) -> Problem {
-    match error.kind() {
-        io::ErrorKind::TimedOut => Problem::new(408, "invalid_request", "the body stopped coming: send it faster"),
-        _ => Problem::malformed(format!("the body is shorter than its Content-Length: {error}")),
     }
 }
 

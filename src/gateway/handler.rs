@@ -11,7 +11,7 @@ use crossbeam::channel::{Receiver, Sender, TrySendError, select_biased};
 
 use super::access::Access;
 use super::answer::{self, Body as AnswerBody, NDJSON, Problem, Reply};
-use super::body::{Body, ENVELOPE_MAX};
+use super::body::{Body, ENVELOPE_MAX, Patience};
 use super::conn::Conn;
 use super::door::{Arrival, Return};
 use super::exchange::{Command, CommandPort, Exchange, Plan, RequestIds};
@@ -40,7 +40,7 @@ pub struct Shared {
     pub open: Arc<std::sync::atomic::AtomicUsize>,
     pub epoll: Arc<Epoll>,
     pub bell: Arc<EventFd>,
-    pub idle_timeout: Duration,
+    pub patience: Patience,
     /// `gateway.max_body_mb` in bytes; a reload changes it.
     pub max_body: Arc<AtomicU64>,
     pub request_ids: RequestIds,
@@ -229,7 +229,7 @@ impl Handler {
             ));
         }
         self.go_on(exchange, head);
-        let body = Body::new(&mut exchange.conn, length, self.shared.idle_timeout).read_all();
+        let body = Body::new(&mut exchange.conn, length, &self.shared.patience).read_all();
         exchange.is_body_read = true;
         let body = body.inspect_err(|_| exchange.keeps_alive = false)?;
         let task = self.shared.ids.take();
@@ -248,7 +248,7 @@ impl Handler {
         let length = self.body_length(head)?;
         self.go_on(exchange, head);
         let task = self.shared.ids.take();
-        let mut body = Body::new(&mut exchange.conn, length, self.shared.idle_timeout);
+        let mut body = Body::new(&mut exchange.conn, length, &self.shared.patience);
         let payload = submit::raw_payload(draft.payload_kind, &mut body, task, &self.shared.files);
         exchange.is_body_read = true;
         let payload = match payload {
@@ -296,7 +296,7 @@ impl Handler {
             matches!(target, Target::Breaker { request: BreakerCall::Success(None) | BreakerCall::Failure(None), .. });
         if wants_permit && length <= 1024 {
             self.go_on(exchange, head);
-            let body = Body::new(&mut exchange.conn, length, self.shared.idle_timeout).read_all();
+            let body = Body::new(&mut exchange.conn, length, &self.shared.patience).read_all();
             exchange.is_body_read = true;
             return body.inspect_err(|_| exchange.keeps_alive = false);
         }
@@ -313,7 +313,7 @@ impl Handler {
         }
         match head.content_length {
             None | Some(0) => true,
-            Some(length) => Body::new(conn, length, self.shared.idle_timeout).discard(),
+            Some(length) => Body::new(conn, length, &self.shared.patience).discard(),
         }
     }
 

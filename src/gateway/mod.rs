@@ -20,6 +20,7 @@ mod routes;
 mod submit;
 
 pub use access::Access;
+pub use body::Patience;
 pub use door::{Arrival, Door, DoorPorts, DoorSettings, Return};
 pub use exchange::{Command, CommandPort, Exchange, RequestIds};
 pub use handler::{Handler, HandlerPorts, Shared};
