@@ -12,17 +12,26 @@ use super::wait::LIMIT;
 /// Both directions of a connection.
 trait Stream: Read + Write + Send {
     fn stop_writing(&self);
+    fn set_nonblocking(&self, is_nonblocking: bool);
 }
 
 impl Stream for UnixStream {
     fn stop_writing(&self) {
         self.shutdown(std::net::Shutdown::Write).expect("the socket is open");
     }
+
+    fn set_nonblocking(&self, is_nonblocking: bool) {
+        UnixStream::set_nonblocking(self, is_nonblocking).expect("the socket is open");
+    }
 }
 
 impl Stream for TcpStream {
     fn stop_writing(&self) {
         self.shutdown(std::net::Shutdown::Write).expect("the socket is open");
+    }
+
+    fn set_nonblocking(&self, is_nonblocking: bool) {
+        TcpStream::set_nonblocking(self, is_nonblocking).expect("the socket is open");
     }
 }
 
@@ -127,6 +136,21 @@ impl Connection {
         let chunk = self.receive_chunk().expect("the stream goes on")?;
         assert!(chunk.ends_with(b"\n"), "an event is one line: {chunk:?}");
         Some(serde_json::from_slice(&chunk).expect("an event is JSON"))
+    }
+
+    /// Something can be read at this moment.
+    pub fn has_answer(&mut self) -> bool {
+        self.0.get_ref().set_nonblocking(true);
+        let has_answer = self.0.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
+        self.0.get_ref().set_nonblocking(false);
+        has_answer
+    }
+
+    /// Everything until the daemon closes.
+    pub fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        self.0.read_to_end(&mut rest)?;
+        Ok(rest)
     }
 
     /// The daemon closes without another byte.
