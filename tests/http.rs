@@ -427,6 +427,20 @@ fn over_tcp_a_token_is_asked_for_and_strangers_are_not_let_in() {
 }
 
 #[test]
+fn a_client_on_the_network_has_a_rate_and_one_on_the_socket_has_none() {
+    let (daemon, port) = on_tcp("submit_rate_per_s = 1");
+    let mut client = Connection::tcp(port).expect("the daemon listens");
+    let submit = Request::post("/v1/agents/nobody/tasks", "x");
+    let refused = until("it is too much", || Some(client.ask(&submit)).filter(|response| response.status == 429));
+    assert_eq!(refused.error_code(), "rate_limited");
+    client.ask(&Request::get("/v1/status")).expect(200);
+    for _ in 0..10 {
+        daemon.ask(&submit).expect(404);
+    }
+    daemon.stop();
+}
+
+#[test]
 fn curl_is_served_without_options() {
     let (daemon, port) = on_tcp("");
     let url = |path: &str| format!("http://127.0.0.1:{port}{path}");

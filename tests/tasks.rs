@@ -379,6 +379,27 @@ fn a_retryable_failure_is_tried_again_until_it_works_or_retries_are_used_up() {
 }
 
 #[test]
+fn a_crash_is_tried_again_and_a_wrong_exit_status_is_not() {
+    let script = "[ $KURULTAI_ATTEMPT -gt 1 ] && exec cat; echo dying >&2; kill -9 $$";
+    let daemon = Daemon::start(&format!(
+        "[agents.crash]\ncommand = [\"/bin/sh\", \"-c\", {script:?}]\nmax_retries = 1\n{}max_retries = 5\n",
+        agent("exit3", "tests/agents/bad/exit3", "")
+    ));
+    let done = daemon.ask(&Request::post("/v1/agents/crash/tasks?wait=30", "payload")).expect(200);
+    assert_eq!(done.text(), "payload", "the second attempt has it as well");
+    assert_eq!(daemon.task("t-1")["attempt"], 2);
+    let crashed = daemon.run_with(json!({ "agent": "crash", "maxRetries": 0 }));
+    let error = &crashed["error"];
+    assert_eq!(
+        (&error["code"], &error["signal"], &error["stderrTail"]),
+        (&json!("worker_crashed"), &json!(9), &json!("dying\n"))
+    );
+    let failed = daemon.run_task("exit3", json!(1));
+    assert_eq!((&failed["attempt"], &failed["error"]["code"]), (&json!(1), &json!("agent_failed")));
+    daemon.stop();
+}
+
+#[test]
 fn a_task_past_its_time_is_asked_and_then_killed() {
     let config = one_worker("") + &common::bad_agent("ignore-term", "oneshot");
     let daemon = Daemon::start(&config);
