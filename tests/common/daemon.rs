@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::config;
 use super::http::{Connection, Request, Response};
 use super::outside::{self, Ran};
-use super::process::{Footprint, descendants, is_alive, signal, start_time};
+use super::process::{Footprint, children, descendants, holds_only_of, is_alive, signal, start_time};
 use super::wait::{soon, until};
 
 /// A directory with a configuration; daemons come and go in it.
@@ -107,7 +107,8 @@ impl Daemon {
         self.child.id()
     }
 
-    /// While no client is connected over the Unix socket, so that two of them can be compared.
+    /// While no client is connected over the Unix socket and nothing is held of workers that are gone, so that two of
+    /// them can be compared.
     #[track_caller]
     pub fn footprint(&self) -> Footprint {
         let socket = self.home().socket().display().to_string();
@@ -116,6 +117,7 @@ impl Daemon {
             // The listener alone is left.
             table.lines().filter(|line| line.ends_with(&socket)).count() == 1
         });
+        soon("the daemon holds nothing of workers that are gone", || holds_only_of(self.pid(), &children(self.pid())));
         Footprint::of(self.pid())
     }
 
@@ -222,8 +224,7 @@ impl Daemon {
     /// The child that is the daemon's own program.
     fn guardian(&self) -> u32 {
         let ours = fs::read_link(format!("/proc/{}/exe", self.pid())).expect("the daemon lives");
-        let children = super::process::children(self.pid());
-        children
+        children(self.pid())
             .into_iter()
             .filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == ours))
             .min()

@@ -25,6 +25,20 @@ impl Footprint {
     }
 }
 
+/// Whether a process holds one pidfd of each of these, and no file in /proc of any other but itself.
+pub fn holds_only_of(pid: u32, others: &[u32]) -> bool {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process lives");
+    let links = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()?.into_os_string().into_string().ok());
+    let (mut pidfds, mut strangers) = (0, 0);
+    for link in links {
+        let in_proc = link.strip_prefix("/proc/").and_then(|rest| rest.split('/').next()?.parse().ok());
+        // Since Linux 6.9 they have a file system of their own.
+        pidfds += usize::from(link == "anon_inode:[pidfd]" || link.starts_with("pidfd:"));
+        strangers += usize::from(in_proc.is_some_and(|owner: u32| owner != pid && !others.contains(&owner)));
+    }
+    pidfds == others.len() && strangers == 0
+}
+
 /// State and parent of a process: proc_pid_stat(5).
 fn stat(pid: u32) -> Option<(char, u32, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
