@@ -85,7 +85,7 @@ fn config() -> String {
         "[workers]\nmax = 1\ncancel_grace_ms = 50\n[queue]\nmax_depth = 2\n{}{}{}[breakers.b]\n",
         worker("sleeper", "tests/agents/sleeper", ""),
         agent("exit3", "tests/agents/bad/exit3", ""),
-        agent("ignore-term", "tests/agents/bad/ignore-term", ""),
+        worker("silent-cancel", "tests/agents/bad/silent-cancel", ""),
     )
 }
 
@@ -142,7 +142,7 @@ fn values_move_by_what_happened_and_by_nothing_else() {
         "payload": { "fail": "x", "failAttempts": 1, "retryable": true },
     }));
     daemon.run_task("exit3", json!(1));
-    daemon.run_with(json!({ "agent": "ignore-term", "timeoutS": 0.05 }));
+    daemon.run_with(json!({ "agent": "silent-cancel", "timeoutS": 0.05 }));
     let running = daemon.accept("sleeper", json!({ "ms": 600_000 }));
     daemon.in_state(&running, &["running"]);
     let beat = daemon.accept_with(json!({ "agent": "sleeper", "priority": "heartbeat" }));
@@ -165,7 +165,7 @@ fn values_move_by_what_happened_and_by_nothing_else() {
         ("kurultai_tasks_rejected_total{reason=\"unknown_agent\"}", 1.0),
         ("kurultai_tasks_completed_total{agent=\"sleeper\"}", 3.0),
         ("kurultai_tasks_failed_total{agent=\"exit3\",reason=\"agent_failed\"}", 1.0),
-        ("kurultai_tasks_failed_total{agent=\"ignore-term\",reason=\"timeout\"}", 1.0),
+        ("kurultai_tasks_failed_total{agent=\"silent-cancel\",reason=\"timeout\"}", 1.0),
         ("kurultai_tasks_failed_total{agent=\"sleeper\",reason=\"agent_failed\"}", 0.0),
         ("kurultai_tasks_retried_total", 1.0),
         ("kurultai_tasks_evicted_total", 1.0),
@@ -175,7 +175,7 @@ fn values_move_by_what_happened_and_by_nothing_else() {
         ("kurultai_task_wait_seconds_count{agent=\"exit3\"}", 1.0),
         ("kurultai_worker_spawns_total{agent=\"exit3\"}", 1.0),
         ("kurultai_worker_exits_total{agent=\"exit3\",reason=\"finished\"}", 1.0),
-        ("kurultai_worker_exits_total{agent=\"ignore-term\",reason=\"killed\"}", 1.0),
+        ("kurultai_worker_exits_total{agent=\"silent-cancel\",reason=\"killed\"}", 1.0),
         ("kurultai_circuit_breaker_state{breaker=\"b\"}", 2.0),
         ("kurultai_circuit_breaker_transitions_total{breaker=\"b\",to=\"open\"}", 1.0),
         ("kurultai_config_reloads_total{result=\"ok\"}", 1.0),

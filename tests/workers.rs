@@ -106,7 +106,8 @@ fn every_misbehaving_agent_costs_its_own_task_and_nothing_else() {
     let before = daemon.footprint();
     let mut grandchildren = Vec::new();
     for row in &rows {
-        let task = daemon.run_with(json!({ "agent": row.agent, "payload": { "ms": 600_000 }, "timeoutS": 1 }));
+        let envelope = json!({ "agent": row.agent, "payload": { "ms": 600_000 }, "timeoutS": if row.mode == "oneshot" { 3 } else { 1 } });
+        let task = daemon.run_with(envelope);
         check(row, &task);
         if row.agent == "grandchildren" {
             grandchildren = pids_in(&task["result"]["pids"]);
