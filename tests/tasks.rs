@@ -110,7 +110,7 @@ fn a_raw_submission_that_waits_is_answered_with_the_result_itself() {
     let done = daemon.post("/v1/agents/wc/tasks?wait=30", "twelve bytes").expect(200);
     assert_eq!(done.text(), "12\n");
     assert_eq!(done.header("X-Task-Id"), Some("t-1"));
-    assert_eq!(done.header("Content-Type"), Some("text/plain; charset=utf-8"));
+    assert_eq!(done.header("Content-Type"), Some("application/octet-stream"));
 
     let failed = daemon.post("/v1/agents/exit3/tasks?wait=30", "x").expect(502);
     assert_eq!(failed.header("X-Task-Id"), Some("t-2"));

@@ -265,7 +265,7 @@ pub const KEYS: &[Key] = &[
     required("agents.NAME.command", Kind::Texts { rule: Rule::Any, some: true }, r#"["/usr/bin/wc"]"#),
     choice("agents.NAME.mode", &["oneshot", "persistent"], r#""oneshot""#).reload(),
     choice("agents.NAME.runtime", &["generic", "node"], r#""generic""#).reload(),
-    optional("agents.NAME.cwd", Kind::Text(Rule::AbsolutePath), "the daemon's own", r#""/srv/agent""#),
+    optional("agents.NAME.cwd", Kind::Text(Rule::AbsolutePath), "/", r#""/srv/agent""#),
     optional("agents.NAME.user", Kind::Text(Rule::Filled), "the daemon's own", r#""nobody""#),
     key("agents.NAME.env", Kind::Environment, "{}").reload(),
     key("agents.NAME.env_pass", Kind::Texts { rule: Rule::Variable, some: false }, r#"["PATH"]"#).reload(),

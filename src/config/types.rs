@@ -163,7 +163,7 @@ pub struct Agent {
     pub command: Vec<String>,
     pub mode: AgentMode,
     pub runtime: Runtime,
-    /// Absolute; `None` = the daemon's own.
+    /// Absolute; `None` = `/`.
     pub cwd: Option<PathBuf>,
     /// `None` = the daemon's own.
     pub user: Option<String>,

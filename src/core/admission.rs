@@ -17,7 +17,7 @@ use super::settings::Mode;
 use super::task::{Outcome, Priority, TaskSpec};
 
 /// A daemon that drains comes back with its init script; nobody knows when.
-const DRAIN_RETRY: Duration = Duration::from_secs(10);
+pub const DRAIN_RETRY: Duration = Duration::from_secs(10);
 
 impl Core {
     pub(super) fn submit(&mut self, ticket: Ticket, id: TaskId, spec: TaskSpec) {

@@ -5,7 +5,7 @@
 //! a value. Must never know a clock, files, sockets, channels, what a pid is, or JSON. The same code runs in the daemon
 //! and in the simulation tests.
 
-mod admission;
+pub mod admission;
 pub mod breaker;
 mod deadlines;
 mod dispatch;

@@ -139,6 +139,7 @@ fn start(
     let open = Arc::new(AtomicUsize::new(0));
     let stop_door = Arc::new(AtomicBool::new(false));
     let metrics = Arc::new(crate::metrics::HttpMetrics::default());
+    let request_ids = Arc::new(RequestIds::new());
     let max_body = Arc::new(AtomicU64::new(settings::mb(config.gateway.max_body_mb)));
     let submit_rate = Arc::new(AtomicU32::new(config.gateway.submit_rate_per_s));
 
@@ -195,6 +196,7 @@ fn start(
         bell: door_bell.clone(),
         epoll: epoll.clone(),
         metrics: metrics.clone(),
+        request_ids: request_ids.clone(),
         open: open.clone(),
         stop: stop_door.clone(),
     };
@@ -211,7 +213,7 @@ fn start(
         bell: door_bell.clone(),
         patience: Patience::new(clock, settings::ms(config.gateway.idle_timeout_ms), HANDLERS),
         max_body: max_body.clone(),
-        request_ids: RequestIds::new(),
+        request_ids,
         rate: SubmitRate::new(submit_rate.clone()),
         is_lingering: AtomicBool::new(false),
     });

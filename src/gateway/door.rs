@@ -14,6 +14,7 @@ use crossbeam::channel::{Receiver, Sender, TrySendError};
 
 use super::answer::{self, Problem, Reply};
 use super::conn::{Conn, Peer, Socket};
+use super::exchange::RequestIds;
 use super::head::{self, HEAD_MAX, Head};
 use super::outgoing::{Following, Progress, Sending};
 use crate::metrics::{HttpMetrics, Route};
@@ -59,6 +60,7 @@ pub struct DoorPorts {
     pub bell: Arc<EventFd>,
     pub epoll: Arc<Epoll>,
     pub metrics: Arc<HttpMetrics>,
+    pub request_ids: Arc<RequestIds>,
     pub open: Arc<AtomicUsize>,
     pub stop: Arc<AtomicBool>,
 }
@@ -394,7 +396,7 @@ impl Door {
     /// Answers without a handler, and closes.
     fn refuse(&self, conn: Conn, problem: Problem) {
         self.ports.metrics.note(Route::Other, problem.status, Duration::ZERO);
-        let bytes = answer::wire(&Reply::from(problem), "-", false, false, false);
+        let bytes = answer::wire(&Reply::from(problem), &self.ports.request_ids.take(), false, false, false);
         super::outgoing::say_and_close(conn, &bytes);
     }
 

@@ -43,7 +43,7 @@ pub struct Shared {
     pub patience: Patience,
     /// `gateway.max_body_mb` in bytes; a reload changes it.
     pub max_body: Arc<AtomicU64>,
-    pub request_ids: RequestIds,
+    pub request_ids: Arc<RequestIds>,
     pub rate: SubmitRate,
     /// One handler is waiting for a client's next request.
     pub is_lingering: AtomicBool,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use crate::core::admission::DRAIN_RETRY;
 use crate::core::breaker::{BreakerState, BreakerView};
 use crate::core::governor::Level;
 use crate::core::ledger::TaskView;
@@ -301,7 +302,8 @@ pub fn health(status: &Status) -> (u16, Value) {
         "breakers": { "open": open },
     });
     if code == 503 {
-        object["retryAfterS"] = json!(snapshot.memory.retry_after.as_secs().max(1));
+        let wait = if snapshot.is_draining { DRAIN_RETRY } else { snapshot.memory.retry_after };
+        object["retryAfterS"] = json!(wait.as_secs().max(1));
     }
     if let Some(error) = &status.storage_error {
         object["storage"] = json!({ "error": error });

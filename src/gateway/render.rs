@@ -25,7 +25,9 @@ pub fn render(plan: Plan, answer: Answer, files: &Files) -> Rendered {
     let reply = match (plan, answer) {
         (Plan::Follow(Follow::Task(_)), Answer::Task(None)) => unknown_task(),
         (Plan::Follow(what), _) => return Rendered::Follow(what),
-        (Plan::ResultItself, Answer::Submitted { view, .. }) => result_itself(&view, files),
+        (Plan::ResultItself, Answer::Submitted { view, is_duplicate }) => {
+            replayed(result_itself(&view, files), is_duplicate)
+        }
         (_, Answer::Submitted { view, is_duplicate }) => submitted(&view, is_duplicate),
         (_, Answer::Refused(refusal)) => refused(&refusal),
         (_, Answer::StorageFull { error, retry_after }) => {
@@ -75,6 +77,11 @@ pub fn metrics(parts: &(Metrics, Snapshot), http: &HttpMetrics, open: usize) -> 
 fn submitted(view: &TaskView, is_duplicate: bool) -> Reply {
     let status = if view.state.is_terminal() { 200 } else { 202 };
     let reply = Reply::json(status, &json::task(view)).with("Location", format!("/v1/tasks/{}", view.id));
+    replayed(reply, is_duplicate)
+}
+
+/// Tells a client that its key was known and nothing new was made.
+fn replayed(reply: Reply, is_duplicate: bool) -> Reply {
     if is_duplicate { reply.with("Idempotent-Replay", "true") } else { reply }
 }
 
@@ -113,10 +120,7 @@ fn result(view: &TaskView, files: &Files) -> Reply {
 fn stored_result(view: &TaskView, result: &ResultRef, files: &Files) -> Reply {
     match &result.place {
         ResultPlace::Inline(bytes) if result.is_json => Reply::bytes(200, JSON, bytes.to_vec()),
-        ResultPlace::Inline(bytes) => {
-            let kind = if std::str::from_utf8(bytes).is_ok() { "text/plain; charset=utf-8" } else { BYTES };
-            Reply::bytes(200, kind, bytes.to_vec())
-        }
+        ResultPlace::Inline(bytes) => Reply::bytes(200, BYTES, bytes.to_vec()),
         ResultPlace::File { bytes } => match files.open_result(view.id) {
             Ok(file) => Reply {
                 status: 200,

@@ -401,7 +401,7 @@ impl<W: Send + 'static> Scheduler<W> {
         match caller.wait {
             Some(wait) if !view.state.is_terminal() && !wait.is_zero() => {
                 let until = self.clock.now() + wait;
-                self.waiting.push(Waiting { task, until, from: caller.from, waiter: caller.waiter });
+                self.waiting.push(Waiting { task, until, from: caller.from, waiter: caller.waiter, is_duplicate });
                 None
             }
             Some(_) | None => {

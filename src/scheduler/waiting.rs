@@ -15,6 +15,8 @@ pub(super) struct Waiting<W> {
     /// The connection it came on.
     pub from: u64,
     pub waiter: W,
+    /// The task was there before this caller came.
+    pub is_duplicate: bool,
 }
 
 impl<W: Send + 'static> Scheduler<W> {
@@ -25,7 +27,10 @@ impl<W: Send + 'static> Scheduler<W> {
             if self.waiting[index].task == task.id {
                 let waiting = self.waiting.swap_remove(index);
                 let view = Box::new(finished_view(task));
-                replies.push(Reply { waiter: waiting.waiter, answer: Answer::Submitted { view, is_duplicate: false } });
+                replies.push(Reply {
+                    waiter: waiting.waiter,
+                    answer: Answer::Submitted { view, is_duplicate: waiting.is_duplicate },
+                });
             } else {
                 index += 1;
             }
@@ -37,7 +42,7 @@ impl<W: Send + 'static> Scheduler<W> {
         while let Some(index) = self.waiting.iter().position(|waiting| waiting.until <= now) {
             let waiting = self.waiting.swap_remove(index);
             let answer = match self.core.task(waiting.task) {
-                Some(view) => Answer::Submitted { view: Box::new(view), is_duplicate: false },
+                Some(view) => Answer::Submitted { view: Box::new(view), is_duplicate: waiting.is_duplicate },
                 None => Answer::Task(None),
             };
             self.reply(waiting.waiter, answer);
@@ -48,7 +53,8 @@ impl<W: Send + 'static> Scheduler<W> {
     pub(super) fn dismiss_waiting(&mut self) {
         for waiting in std::mem::take(&mut self.waiting) {
             let view = self.core.task(waiting.task).map(Box::new);
-            let answer = view.map_or(Answer::Task(None), |view| Answer::Submitted { view, is_duplicate: false });
+            let answer =
+                view.map_or(Answer::Task(None), |view| Answer::Submitted { view, is_duplicate: waiting.is_duplicate });
             self.reply(waiting.waiter, answer);
         }
     }
