@@ -10,7 +10,7 @@ use super::ledger::Retention;
 use super::notice::{ExitReason, Notice};
 use super::order::{CancelReason, Order, PreemptReason};
 use super::pool::{Stage, Verdict, WorkerState};
-use super::settings::{Mode, ScheduleSettings};
+use super::settings::ScheduleSettings;
 use super::task::FailureCode;
 use super::{Core, DrainStage, Draining};
 
@@ -22,7 +22,7 @@ impl Core {
         let breakers = self.breakers.values().filter_map(super::breaker::Breaker::next_deadline);
         let drain = self.draining.as_ref().and_then(Draining::next_deadline);
         let forgotten = self.ledger.next_forgotten(&self.retention());
-        let all = workers.chain(breakers).chain(drain).chain(forgotten);
+        let all = workers.chain(breakers).chain(drain).chain(forgotten).chain(self.governor.next_deadline());
         if self.draining.is_some() {
             return all.min();
         }
@@ -48,6 +48,7 @@ impl Core {
     pub(super) fn pass_deadlines(&mut self) {
         self.pass_breakers();
         self.pass_schedules();
+        self.shed(false);
         // Why first: what the drain's deadline ends is left to the next start, not failed for being late.
         self.pass_drain();
         self.pass_workers();
@@ -106,9 +107,7 @@ impl Core {
     }
 
     fn skips_beats(&self) -> bool {
-        self.governor.level() >= Level::Warning
-            && self.settings.features.memory_governance
-            && self.settings.memory.mode != Mode::Observe
+        self.governor.level() >= Level::Warning && self.governs_memory()
     }
 
     /// The idle workers, or the others, whose deadline has come.
@@ -128,7 +127,15 @@ impl Core {
         }
     }
 
+    /// Those whose time is over; while memory is short, all of them.
     pub(super) fn retire_idle(&mut self) {
+        if self.governor.rung() >= Level::Warning && self.governs_memory() {
+            let idle: Vec<WorkerId> =
+                self.pool.iter().filter(|(_, worker)| worker.is_idle()).map(|(id, _)| id).collect();
+            for id in idle {
+                self.retire_for_memory(id);
+            }
+        }
         for worker in self.due_workers(true) {
             self.shut_down(worker);
         }

@@ -12,7 +12,7 @@ use super::ledger::{HeldPermit, Phase};
 use super::notice::Notice;
 use super::order::Order;
 use super::pool::{Stage, Worker, WorkerState};
-use super::settings::{AgentMode, AgentSettings, Mode};
+use super::settings::{AgentMode, AgentSettings};
 use super::task::{Assignment, Failure, FailureCode, Priority};
 
 /// Workers that will be free soon, so that one waiting task does not call for two.
@@ -21,6 +21,8 @@ struct Promised {
     starting: Vec<(AgentName, usize)>,
     /// Places in the pool that are about to be free.
     ending: usize,
+    /// A task that goes before waits for memory.
+    is_out_of_memory: bool,
 }
 
 impl Promised {
@@ -65,7 +67,7 @@ impl Core {
                 None => starting.push((worker.agent.name.clone(), 1)),
             }
         }
-        Promised { starting, ending: self.pool.count(Worker::is_ending) }
+        Promised { starting, ending: self.pool.count(Worker::is_ending), is_out_of_memory: false }
     }
 
     /// Nothing can start whatever waits. Keeps a turn cheap when every worker is busy and the queue is long.
@@ -88,7 +90,13 @@ impl Core {
         if !self.may_start_now(id) || self.breaker_forbids(id, &agent) {
             return false;
         }
-        if let Some(worker) = self.pool.warmest_idle(&agent) {
+        let idle = self.pool.warmest_idle(&agent);
+        if promised.is_out_of_memory || !self.has_memory_for(id, &agent, idle) {
+            // Why: what comes after it in the order must not take the memory it waits for.
+            promised.is_out_of_memory = true;
+            return false;
+        }
+        if let Some(worker) = idle {
             self.start_on(id, worker);
             return true;
         }
@@ -118,20 +126,37 @@ impl Core {
     }
 
     /// What the memory level lets start: no skippable heartbeats from warning, only critical tasks from critical.
-    fn may_start_now(&self, id: TaskId) -> bool {
+    fn may_start_now(&mut self, id: TaskId) -> bool {
         let Some(task) = self.ledger.get(id) else { return false };
         let level = self.governor.level();
-        if level == Level::Normal
-            || !self.settings.features.memory_governance
-            || self.settings.memory.mode == Mode::Observe
-            || !self.is_governed(id)
-        {
+        if level == Level::Normal || !self.governs_memory() || !self.is_governed(id) {
             return true;
         }
         let is_passed_over = task.spec.priority == Priority::Heartbeat && task.spec.skippable;
         let is_held = level >= Level::Critical && task.spec.priority != Priority::Critical;
-        // Why: with nothing running, nothing of ours can give memory back, and waiting would be for ever.
-        !is_passed_over && (!is_held || self.pool.count(|worker| worker.task().is_some()) == 0)
+        if is_passed_over {
+            self.note_passed_over(id);
+        }
+        !is_passed_over && (!is_held || self.is_nothing_running())
+    }
+
+    /// A queued heartbeat waits until memory is there again; said once.
+    fn note_passed_over(&mut self, id: TaskId) {
+        let incident = self.governor.incident();
+        let Some(task) = self.ledger.get_mut(id).filter(|task| !task.is_passed_over) else { return };
+        task.is_passed_over = true;
+        let (schedule, agent) = (task.spec.schedule.clone(), task.spec.agent.clone());
+        let text = "memory is short; it waits until that is over";
+        self.notice(Notice::HeartbeatSkipped { schedule, task: Some(id), agent, text, incident });
+    }
+
+    fn has_memory_for(&self, id: TaskId, agent: &Arc<AgentSettings>, idle: Option<WorkerId>) -> bool {
+        !self.governs_memory() || !self.is_governed(id) || self.fits(agent, idle) || self.is_nothing_running()
+    }
+
+    /// Why it matters: then nothing of ours can give memory back, and waiting for that would be for ever.
+    fn is_nothing_running(&self) -> bool {
+        self.pool.count(|worker| worker.task().is_some() || worker.is_starting()) == 0
     }
 
     fn breaker_forbids(&self, id: TaskId, agent: &AgentSettings) -> bool {
@@ -158,6 +183,8 @@ impl Core {
             retiring: false,
             heap: None,
             rss_bytes: None,
+            peak_rss_bytes: 0,
+            is_over_soft_limit: false,
         };
         let worker = self.pool.add(worker);
         match agent.mode {

@@ -11,9 +11,11 @@ mod deadlines;
 mod dispatch;
 pub mod estimate;
 pub mod event;
+pub mod footprint;
 pub mod governor;
 pub mod health;
 pub mod ids;
+mod ladder;
 pub mod ledger;
 pub mod limits;
 pub mod notice;
@@ -37,7 +39,8 @@ use std::time::Duration;
 use breaker::{Breaker, BreakerState};
 use estimate::RunTimes;
 use event::{Action, Answer, BreakerAnswer, BreakerRequest, Event, Now, Record};
-use governor::{Governor, MemorySample};
+use footprint::Footprints;
+use governor::Governor;
 use health::Health;
 use ids::{AgentName, PermitId, TaskId, Ticket, WorkerId};
 use ledger::{HeldPermit, Ledger, Phase};
@@ -60,6 +63,7 @@ pub struct Core {
     governor: Governor,
     health: BTreeMap<AgentName, Health>,
     run_times: RunTimes,
+    footprints: Footprints,
     draining: Option<Draining>,
     last_permit: u64,
     /// Of the event being handled.
@@ -97,6 +101,7 @@ impl Core {
             governor: Governor::default(),
             health: BTreeMap::new(),
             run_times: RunTimes::default(),
+            footprints: Footprints::default(),
             draining: None,
             last_permit: 0,
             now,
@@ -148,6 +153,7 @@ impl Core {
         let agents = &self.settings.agents;
         self.health.retain(|agent, _| unchanged.contains(agent));
         self.run_times.retain(|agent| agents.contains_key(agent));
+        self.footprints.retain(|agent| agents.contains_key(agent));
         self.retire_outdated_workers();
         self.retire_surplus_workers();
     }
@@ -202,26 +208,6 @@ impl Core {
 
     fn has_surplus(&self) -> bool {
         self.pool.count(|worker| !worker.is_ending()) > self.settings.workers.max
-    }
-
-    fn memory_sampled(&mut self, sample: MemorySample) {
-        for (worker, rss) in &sample.workers {
-            if let Some(worker) = self.pool.get_mut(*worker) {
-                worker.rss_bytes = Some(*rss);
-            }
-        }
-        let usage_bytes = sample.usage_bytes;
-        let settings = &self.settings.memory;
-        if let Some(crossing) = self.governor.observe(self.now, sample, settings) {
-            self.notice(Notice::MemoryLevel {
-                from: crossing.from,
-                to: crossing.to,
-                pressure: self.governor.pressure(&self.settings.memory),
-                usage_bytes,
-                limit_bytes: self.settings.memory.limit_bytes,
-                incident: crossing.incident,
-            });
-        }
     }
 
     fn breaker_request(&mut self, ticket: Ticket, name: &Arc<str>, request: BreakerRequest) {
@@ -306,7 +292,12 @@ impl Core {
     /// One attempt of a task has failed: another one, or the end.
     fn fail_attempt(&mut self, id: TaskId, failure: Failure, retryable: bool, peak_rss_bytes: Option<u64>) {
         let Some(task) = self.ledger.get_mut(id) else { return };
-        if !retryable || task.retries >= task.spec.max_retries {
+        let agent = self.settings.agents.get(&task.spec.agent);
+        task.memory_deaths += u32::from(failure.code.is_for_memory());
+        // Deaths by memory have a budget of their own: a task that cannot live on this host is not tried for ever.
+        let is_too_large =
+            failure.code.is_for_memory() && agent.is_some_and(|agent| task.memory_deaths > agent.max_oom_kills);
+        if !retryable || is_too_large || task.retries >= task.spec.max_retries {
             let failure = if retryable && task.retries > 0 { exhausted(task.retries, failure) } else { failure };
             return self.finish(id, Outcome::Failed(Box::new(failure)), peak_rss_bytes);
         }
@@ -335,6 +326,7 @@ impl Core {
         let record = Record::Returned {
             task: id,
             retries: task.retries,
+            memory_deaths: task.memory_deaths,
             preemptions: task.preemptions,
             preempted: task.phase == Phase::Preempted,
         };

@@ -23,7 +23,11 @@ pub struct Worker {
     /// Ends after its present task.
     pub retiring: bool,
     pub heap: Option<HeapReading>,
+    /// Of its whole tree, at the last reading.
     pub rss_bytes: Option<u64>,
+    /// The most of it since its last task ended.
+    pub peak_rss_bytes: u64,
+    pub is_over_soft_limit: bool,
 }
 
 #[derive(Debug)]
@@ -139,6 +143,10 @@ impl Pool {
 
     pub fn remove(&mut self, worker: WorkerId) -> Option<Worker> {
         self.workers.remove(&worker)
+    }
+
+    pub fn put_back(&mut self, id: WorkerId, worker: Worker) {
+        self.workers.insert(id, worker);
     }
 
     pub fn get(&self, worker: WorkerId) -> Option<&Worker> {

@@ -172,9 +172,13 @@ impl Core {
         let Some(worker) = self.pool.get_mut(id) else { return };
         worker.tasks_done += 1;
         let is_worn = settings.recycle_after_tasks > 0 && worker.tasks_done >= settings.recycle_after_tasks;
-        let ends = worker.retiring || is_worn || is_draining || has_surplus || !self.settings.features.worker_pool;
+        // Why: it was asked to free memory when it went over its soft limit, and has not.
+        let is_fat = worker.is_over_soft_limit;
+        let ends =
+            worker.retiring || is_worn || is_fat || is_draining || has_surplus || !self.settings.features.worker_pool;
         worker.state = WorkerState::Idle { since: self.now.at };
         let agent = worker.agent.name.clone();
+        self.learn_footprint_of(id);
         self.note_health(&agent);
         if ends {
             self.shut_down(id);
@@ -257,6 +261,7 @@ impl Core {
     fn exited(&mut self, id: WorkerId, exit: &Exit) {
         let Some(mut worker) = self.pool.remove(id) else { return };
         let agent = worker.agent.name.clone();
+        self.learn_footprint(&mut worker, exit.peak_rss_bytes);
         let state = std::mem::replace(&mut worker.state, WorkerState::Stopping { deadline: self.now.at });
         let orderly = exit.status == Some(0);
         match state {
@@ -284,7 +289,10 @@ impl Core {
                     }
                 };
                 self.note_exit(id, &worker, reason, exit, text);
-                if matches!(verdict, Verdict::Failed { .. }) {
+                // Why: who was killed to save the host has done nothing wrong.
+                let is_at_fault =
+                    matches!(&verdict, Verdict::Failed { failure, .. } if failure.code != FailureCode::MemoryEmergency);
+                if is_at_fault {
                     self.note_health_failure(&agent);
                 }
                 if let Some(task) = task {
@@ -302,7 +310,11 @@ impl Core {
         let peak = (exit.peak_rss_bytes > 0).then_some(exit.peak_rss_bytes);
         let agent = &worker.agent.name;
         let is_crash = exit.signal.is_some() && stage == Stage::Working;
-        let reason = if is_crash { ExitReason::Crashed } else { ExitReason::Finished };
+        let reason = match is_crash {
+            true if was_killed_by_kernel(exit) => ExitReason::OutOfMemory,
+            true => ExitReason::Crashed,
+            false => ExitReason::Finished,
+        };
         self.note_exit(id, worker, reason, exit, String::new());
         if is_crash {
             self.note_health_failure(agent);
@@ -330,14 +342,19 @@ impl Core {
     }
 
     fn persistent_crashed(&mut self, id: WorkerId, worker: &Worker, task: TaskId, stage: Stage, exit: &Exit) {
-        let message = format!("the worker {} while it ran the task", ending(exit));
-        self.note_exit(id, worker, ExitReason::Crashed, exit, message.clone());
+        let (code, message) = if was_killed_by_kernel(exit) {
+            (FailureCode::WorkerOom, kernel_kill(exit))
+        } else {
+            (FailureCode::WorkerCrashed, format!("the worker {} while it ran the task", ending(exit)))
+        };
+        let reason = if code == FailureCode::WorkerOom { ExitReason::OutOfMemory } else { ExitReason::Crashed };
+        self.note_exit(id, worker, reason, exit, message.clone());
         self.note_health_failure(&worker.agent.name);
         let verdict = match stage {
             Stage::Cancelling { reason: CancelReason::Requested, .. } => Verdict::Cancelled,
             Stage::Cancelling { reason: CancelReason::Timeout, .. } => self.failed_verdict(self.timeout_failure(task)),
             Stage::Working | Stage::Preempting { .. } | Stage::Cancelling { reason: CancelReason::Drain, .. } => {
-                self.failed_verdict(Failure::new(FailureCode::WorkerCrashed, message))
+                self.failed_verdict(Failure::new(code, message))
             }
         };
         self.apply(task, verdict, exit);
@@ -415,10 +432,28 @@ fn oneshot_failure(exit: &Exit) -> Failure {
     if let Some(error) = &exit.result_error {
         return Failure::new(FailureCode::AgentFailed, error.clone());
     }
+    if was_killed_by_kernel(exit) {
+        return Failure::new(FailureCode::WorkerOom, kernel_kill(exit));
+    }
     if exit.signal.is_some() {
         return Failure::new(FailureCode::WorkerCrashed, format!("the process {}", ending(exit)));
     }
     Failure::new(FailureCode::AgentFailed, format!("the process {}; its stderr may say why", ending(exit)))
+}
+
+/// A KILL that nobody here sent, or the cgroup's own word.
+fn was_killed_by_kernel(exit: &Exit) -> bool {
+    const KILL: i32 = 9;
+    exit.oom_killed || exit.signal == Some(KILL)
+}
+
+fn kernel_kill(exit: &Exit) -> String {
+    if exit.oom_killed {
+        "the kernel killed it at its memory limit: raise hard_limit_mb, or let it use less".to_string()
+    } else {
+        "it was killed by a KILL that the daemon did not send, most likely by the kernel for want of memory: see dmesg"
+            .to_string()
+    }
 }
 
 fn ending(exit: &Exit) -> String {

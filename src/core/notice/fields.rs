@@ -141,6 +141,25 @@ impl Notice {
                     each("retryAfterMs", millis(retry_after));
                 }
             }
+            Notice::WorkerSoftLimit { worker, agent, rss_bytes, soft_limit_bytes } => {
+                each("worker", id(worker));
+                each("agent", text(agent));
+                each("rssBytes", Field::Count(*rss_bytes));
+                each("softLimitBytes", Field::Count(*soft_limit_bytes));
+            }
+            Notice::MemoryAction { action, task, worker, text: why, incident } => {
+                if let Some(incident) = incident {
+                    each("incident", id(incident));
+                }
+                each("action", text(action));
+                if let Some(task) = task {
+                    each("task", id(task));
+                }
+                if let Some(worker) = worker {
+                    each("worker", id(worker));
+                }
+                each("text", text(why));
+            }
             Notice::ConfigReloaded { changed, needs_restart } => {
                 each("changed", text(changed));
                 each("needsRestart", text(needs_restart));
