@@ -107,7 +107,7 @@ impl Core {
         if self.governs_memory() && self.governor.level() >= Level::Reject {
             let settings = &self.settings.memory;
             let retry_after = honest(self.governor.retry_after(settings, self.next_end()));
-            return Err(Refusal::MemoryPressure { pressure: self.governor.pressure(settings), retry_after });
+            return Err(Refusal::MemoryPressure { cause: self.governor.cause(settings), retry_after });
         }
         if let Some((breaker, retry_after)) = self.open_breaker(&spec.agent) {
             let retry_after = honest(retry_after);

@@ -108,6 +108,11 @@ impl Governor {
         self.rung
     }
 
+    /// How far shedding goes now: as far as it has climbed, and never further than the level asks for.
+    pub fn sheds_at(&self) -> Level {
+        self.rung.min(self.level)
+    }
+
     pub fn incident(&self) -> Option<IncidentId> {
         self.incident
     }
@@ -119,6 +124,19 @@ impl Governor {
     /// The highest of the sources, as a ratio; 0 before the first reading.
     pub fn pressure(&self, settings: &MemorySettings) -> f64 {
         self.sample.as_ref().map_or(0.0, |(_, sample)| pressure(sample, settings))
+    }
+
+    /// What is short, in words: a share, or the host's free memory where that decides.
+    pub fn cause(&self, settings: &MemorySettings) -> String {
+        const MIB: u64 = 1024 * 1024;
+        match &self.sample {
+            Some((_, sample)) if self.is_starved => format!(
+                "the host has {} MiB of memory available, with memory.min_free_mb = {}",
+                sample.available_bytes / MIB,
+                settings.min_free_bytes / MIB
+            ),
+            Some(_) | None => format!("memory is at {:.1} % of its limit", self.pressure(settings) * 100.0),
+        }
     }
 
     /// Takes a reading; tells if the level changed. An incident opens at the first crossing and is over at normal.
