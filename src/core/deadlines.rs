@@ -27,7 +27,13 @@ impl Core {
             return all.min();
         }
         let schedules = self.schedules.iter().map(super::schedule::Schedule::next_at);
-        all.chain(schedules).chain(self.next_available()).min()
+        all.chain(schedules).chain(self.next_available()).chain(self.settled_at()).min()
+    }
+
+    /// When the pause after an action is over, if something waits that may start then.
+    fn settled_at(&self) -> Option<Duration> {
+        let settle_until = self.governor.shedding.settle_until;
+        (settle_until > self.now.at && !self.queue.is_empty()).then_some(settle_until)
     }
 
     /// When an agent that something waits for may be started again.
@@ -97,7 +103,7 @@ impl Core {
                 });
             } else if is_short && settings.skippable {
                 // Why: a skippable one would be taken, and then passed over for as long as memory is short.
-                schedule.note_beat();
+                schedule.note_forced_beat();
                 self.actions.push(Action::Beat(Arc::new(ScheduleSettings { skippable: false, ..(*settings).clone() })));
             } else {
                 schedule.note_beat();
@@ -129,7 +135,7 @@ impl Core {
 
     /// Those whose time is over; while memory is short, all of them.
     pub(super) fn retire_idle(&mut self) {
-        if self.governor.rung() >= Level::Warning && self.governs_memory() {
+        if self.governor.sheds_at() >= Level::Warning && self.governs_memory() {
             let idle: Vec<WorkerId> =
                 self.pool.iter().filter(|(_, worker)| worker.is_idle()).map(|(id, _)| id).collect();
             for id in idle {
@@ -153,7 +159,7 @@ impl Core {
                 let agent = worker.agent.name.clone();
                 let text = "it did not end when asked to".to_string();
                 self.notice(Notice::WorkerKilled { worker: id, agent, text });
-                self.doom(id, Verdict::NoTask);
+                self.doom(id, Verdict::NoTask { reason: ExitReason::Killed });
             }
             WorkerState::Busy { stage: Stage::Working, .. } => self.ask_to_cancel(id, CancelReason::Timeout),
             WorkerState::Busy { task, stage: Stage::Cancelling { reason: CancelReason::Timeout, .. }, .. } => {
@@ -165,8 +171,7 @@ impl Core {
                 self.kill_failing(id, FailureCode::WorkerCrashed, message, true, ExitReason::Killed);
             }
             WorkerState::Busy { stage: Stage::Preempting { .. }, .. } => {
-                let message = "it gave no checkpoint in time when preempted".to_string();
-                self.kill_failing(id, FailureCode::MemoryEmergency, message, true, ExitReason::Killed);
+                self.kill_silent(id);
             }
             WorkerState::Idle { .. } | WorkerState::Dying { .. } => {}
         }
@@ -252,8 +257,7 @@ impl Core {
     }
 
     fn busy(&self, matches: impl Fn(bool) -> bool) -> Vec<WorkerId> {
-        let is_busy = |state: &WorkerState| matches!(state, WorkerState::Busy { .. });
-        let busy = self.pool.iter().filter(|(_, worker)| is_busy(&worker.state) && matches(worker.can_checkpoint));
+        let busy = self.pool.iter().filter(|(_, worker)| worker.is_busy() && matches(worker.can_checkpoint));
         busy.map(|(id, _)| id).collect()
     }
 

@@ -8,10 +8,11 @@ use super::event::{Action, Record};
 use super::governor::Level;
 use super::health::Availability;
 use super::ids::{AgentName, TaskId, WorkerId};
-use super::ledger::{HeldPermit, Phase};
+use super::ledger::{HeldPermit, Phase, Task};
 use super::notice::Notice;
 use super::order::Order;
 use super::pool::{Stage, Worker, WorkerState};
+use super::schedule::Schedule;
 use super::settings::{AgentMode, AgentSettings};
 use super::task::{Assignment, Failure, FailureCode, Priority};
 
@@ -91,28 +92,39 @@ impl Core {
             return false;
         }
         let idle = self.pool.warmest_idle(&agent);
-        if promised.is_out_of_memory || !self.has_memory_for(id, &agent, idle) {
-            // Why: what comes after it in the order must not take the memory it waits for.
-            promised.is_out_of_memory = true;
+        // Why first: who waits for a worker and not for memory holds up nobody else.
+        if idle.is_none() && (promised.take_starting(&name) || !self.may_spawn(&agent)) {
             return false;
         }
-        if let Some(worker) = idle {
-            self.start_on(id, worker);
-            return true;
+        if self.must_wait_for_memory(id, &agent, idle, promised) {
+            return false;
         }
+        match idle {
+            Some(worker) => {
+                self.start_on(id, worker);
+                true
+            }
+            None => self.start_on_new(id, agent, promised),
+        }
+    }
+
+    /// Whether the agent's own state allows one more worker.
+    fn may_spawn(&self, agent: &AgentSettings) -> bool {
         let is_available = self
             .health
-            .get(&name)
+            .get(&agent.name)
             .is_none_or(|health| health.availability(self.now.at, &self.settings.workers) == Availability::Available);
-        let of_agent = self.pool.count(|worker| worker.agent.name == name);
-        if promised.take_starting(&name) || !is_available || agent.max_workers.is_some_and(|max| of_agent >= max) {
-            return false;
-        }
+        let of_agent = self.pool.count(|worker| worker.agent.name == agent.name);
+        is_available && agent.max_workers.is_none_or(|max| of_agent < max)
+    }
+
+    /// Whether the task left the queue. In a full pool the coldest idle worker makes room.
+    fn start_on_new(&mut self, id: TaskId, agent: Arc<AgentSettings>, promised: &mut Promised) -> bool {
         if self.pool.len() < self.settings.workers.max {
             return self.spawn_for(id, agent);
         }
         if !promised.take_ending()
-            && let Some(coldest) = self.pool.coldest_idle()
+            && let Some(coldest) = self.pool.coldest_idle(None)
         {
             self.shut_down(coldest);
         }
@@ -132,12 +144,27 @@ impl Core {
         if level == Level::Normal || !self.governs_memory() || !self.is_governed(id) {
             return true;
         }
-        let is_passed_over = task.spec.priority == Priority::Heartbeat && task.spec.skippable;
-        let is_held = level >= Level::Critical && task.spec.priority != Priority::Critical;
-        if is_passed_over {
+        if task.spec.priority == Priority::Heartbeat && task.spec.skippable {
             self.note_passed_over(id);
+            return false;
         }
-        !is_passed_over && (!is_held || self.is_nothing_running())
+        let is_held = level >= Level::Critical && task.spec.priority != Priority::Critical;
+        !is_held || (level < Level::Reject && self.is_forced_beat(task)) || self.may_start_alone(task)
+    }
+
+    /// Whether it is the beat that runs after `max_skips`. Of a schedule only one beat waits.
+    fn is_forced_beat(&self, task: &Task) -> bool {
+        let is_its_own = |schedule: &&Schedule| Some(&schedule.settings.name) == task.spec.schedule.as_ref();
+        self.schedules.iter().find(is_its_own).is_some_and(Schedule::is_forced)
+    }
+
+    /// With nothing of ours left that could give memory back, waiting for that would be for ever: tasks start one at a
+    /// time. Not while memory is given time to fall, and not on a worker that still holds what its last task took.
+    fn may_start_alone(&self, task: &Task) -> bool {
+        let agent = self.settings.agents.get(&task.spec.agent);
+        let idle = agent.and_then(|agent| self.pool.warmest_idle(agent));
+        let fresh = idle.filter(|id| self.pool.get(*id).is_some_and(|worker| worker.tasks_done == 0));
+        !self.is_settling() && self.is_alone(fresh)
     }
 
     /// A queued heartbeat waits until memory is there again; said once.
@@ -150,13 +177,37 @@ impl Core {
         self.notice(Notice::HeartbeatSkipped { schedule, task: Some(id), agent, text, incident });
     }
 
-    fn has_memory_for(&self, id: TaskId, agent: &Arc<AgentSettings>, idle: Option<WorkerId>) -> bool {
-        !self.governs_memory() || !self.is_governed(id) || self.fits(agent, idle) || self.is_nothing_running()
+    /// Headroom: idle workers make room for a task that does not fit, and what comes after it in the order must not
+    /// take the memory it waits for.
+    fn must_wait_for_memory(
+        &mut self,
+        id: TaskId,
+        agent: &AgentSettings,
+        idle: Option<WorkerId>,
+        promised: &mut Promised,
+    ) -> bool {
+        if !self.governs_memory() || !self.is_governed(id) {
+            return false;
+        }
+        if promised.is_out_of_memory {
+            return true;
+        }
+        if self.fits(agent, idle) || self.is_alone(idle) {
+            return false;
+        }
+        promised.is_out_of_memory = true;
+        if promised.ending == 0
+            && let Some(coldest) = self.pool.coldest_idle(idle)
+        {
+            self.retire_for_memory(coldest);
+            promised.ending += 1;
+        }
+        true
     }
 
-    /// Why it matters: then nothing of ours can give memory back, and waiting for that would be for ever.
-    fn is_nothing_running(&self) -> bool {
-        self.pool.count(|worker| worker.task().is_some() || worker.is_starting()) == 0
+    /// Whether there is no worker process, but for this one.
+    fn is_alone(&self, idle: Option<WorkerId>) -> bool {
+        self.pool.iter().all(|(id, _)| Some(id) == idle)
     }
 
     fn breaker_forbids(&self, id: TaskId, agent: &AgentSettings) -> bool {

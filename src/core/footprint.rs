@@ -1,13 +1,14 @@
 //! How much memory a task of each agent needs, learned from what was seen: a task starts only where it fits.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::Core;
 use super::event::{Action, Record};
 use super::governor::Level;
 use super::ids::{AgentName, WorkerId};
-use super::settings::AgentSettings;
+use super::order::Exit;
+use super::pool::Worker;
+use super::settings::{AgentMode, AgentSettings};
 
 /// A smaller peak pulls the learned one down by this share of the difference: one light task proves little.
 const DECAY: u64 = 8;
@@ -37,13 +38,18 @@ impl Footprints {
         self.peaks.insert(agent, Learned { peak, recorded: peak });
     }
 
-    /// The new figure if it has changed enough to be remembered through a restart.
-    pub fn learn(&mut self, agent: &AgentName, peak: u64) -> Option<u64> {
+    /// The new figure if it has changed enough to be remembered through a restart. `is_whole`: of a task that came to
+    /// its end; a smaller peak of one that did not says nothing.
+    pub fn learn(&mut self, agent: &AgentName, peak: u64, is_whole: bool) -> Option<u64> {
         if peak == 0 {
             return None;
         }
         let learned = self.peaks.entry(agent.clone()).or_insert(Learned { peak: 0, recorded: 0 });
-        learned.peak = if peak >= learned.peak { peak } else { learned.peak - (learned.peak - peak) / DECAY };
+        if peak >= learned.peak {
+            learned.peak = peak;
+        } else if is_whole {
+            learned.peak -= (learned.peak - peak) / DECAY;
+        }
         if learned.peak.abs_diff(learned.recorded) <= learned.recorded / RECORD_STEP {
             return None;
         }
@@ -61,46 +67,56 @@ impl Footprints {
 }
 
 impl Core {
-    /// A persistent worker's task has ended.
-    pub(super) fn learn_footprint_of(&mut self, id: WorkerId) {
-        if let Some(mut worker) = self.pool.remove(id) {
-            self.learn_footprint(&mut worker, 0);
-            self.pool.put_back(id, worker);
-        }
+    /// A persistent worker has let go of its task; `is_whole`: having finished it.
+    pub(super) fn learn_footprint_of(&mut self, id: WorkerId, is_whole: bool) {
+        let Some(worker) = self.pool.get_mut(id) else { return };
+        let (agent, peak) = (worker.agent.name.clone(), worker.take_peak());
+        self.learn_footprint(agent, peak, is_whole);
     }
 
-    /// A worker's task has ended, or the worker itself.
-    pub(super) fn learn_footprint(&mut self, worker: &mut super::pool::Worker, exit_peak: u64) {
-        let peak = worker.peak_rss_bytes.max(exit_peak);
-        worker.peak_rss_bytes = worker.rss_bytes.unwrap_or(0);
-        let agent = worker.agent.name.clone();
-        if let Some(peak_bytes) = self.footprints.learn(&agent, peak) {
+    /// A worker has ended. The peak of the task it ended with; `None`: it had none, or nothing was seen.
+    pub(super) fn learn_from_exit(&mut self, worker: &mut Worker, exit: &Exit) -> Option<u64> {
+        worker.task()?;
+        // Why: the kernel's figure is of the whole life of the process; tasks before this one have been learned from.
+        let of_life = if worker.tasks_done == 0 { exit.peak_rss_bytes } else { 0 };
+        let peak = worker.take_peak().max(of_life);
+        let is_whole = worker.agent.mode == AgentMode::Oneshot && exit.status == Some(0);
+        self.learn_footprint(worker.agent.name.clone(), peak, is_whole);
+        (peak > 0).then_some(peak)
+    }
+
+    fn learn_footprint(&mut self, agent: AgentName, peak: u64, is_whole: bool) {
+        if !self.settings.agents.contains_key(&agent) {
+            return;
+        }
+        if let Some(peak_bytes) = self.footprints.learn(&agent, peak, is_whole) {
             self.actions.push(Action::Record(Record::Footprint { agent, peak_bytes }));
         }
     }
 
     /// Whether a task of this agent fits under the reject line, beside what the running ones may still grow to. The
     /// `idle` worker it would run on holds part of it already.
-    pub(super) fn fits(&self, agent: &Arc<AgentSettings>, idle: Option<WorkerId>) -> bool {
+    pub(super) fn fits(&self, agent: &AgentSettings, idle: Option<WorkerId>) -> bool {
         let Some((_, sample)) = self.governor.sample() else { return true };
         let held = idle.and_then(|id| self.pool.get(id)).and_then(|worker| worker.rss_bytes).unwrap_or(0);
-        let needed = self.footprints.peak(&agent.name).max(held) - held;
-        let promised: u64 = self
-            .pool
-            .iter()
-            .filter(|(_, worker)| worker.task().is_some() || worker.is_starting())
-            .map(|(_, worker)| self.footprints.peak(&worker.agent.name).saturating_sub(worker.rss_bytes.unwrap_or(0)))
-            .sum();
-        let more = needed + promised;
+        let more = self.footprints.peak(&agent.name).saturating_sub(held) + self.promised_bytes();
         let settings = &self.settings.memory;
         let line = Level::Reject.begins_at(settings).unwrap_or(1.0);
-        let budget_has_room =
-            !sample.budget_counts || (sample.usage_bytes + more) as f64 <= line * settings.limit_bytes as f64;
+        let is_under = |used: u64, limit: u64| (used + more) as f64 <= line * limit as f64;
+        let budget_has_room = !sample.budget_counts || is_under(sample.usage_bytes, settings.limit_bytes);
         let used = sample.total_bytes.saturating_sub(sample.available_bytes);
-        let host_has_room = sample.host.is_none() || (used + more) as f64 <= line * sample.total_bytes as f64;
+        let host_has_room = sample.host.is_none() || is_under(used, sample.total_bytes);
         let floor_holds =
             sample.total_bytes == 0 || sample.available_bytes.saturating_sub(more) >= settings.min_free_bytes;
         budget_has_room && host_has_room && floor_holds
+    }
+
+    /// What the workers with a task, or about to get one, may still grow by.
+    fn promised_bytes(&self) -> u64 {
+        let growing = self.pool.iter().filter(|(_, worker)| worker.task().is_some() || worker.is_starting());
+        growing
+            .map(|(_, worker)| self.footprints.peak(&worker.agent.name).saturating_sub(worker.rss_bytes.unwrap_or(0)))
+            .sum()
     }
 }
 
@@ -112,11 +128,12 @@ mod tests {
     fn a_larger_peak_counts_at_once_and_a_smaller_one_slowly() {
         let agent: AgentName = AgentName::from("a");
         let mut footprints = Footprints::default();
-        assert_eq!(footprints.learn(&agent, 0), None, "nothing was seen");
-        assert_eq!(footprints.learn(&agent, 800), Some(800));
-        assert_eq!(footprints.learn(&agent, 790), None, "hardly a change");
-        assert_eq!(footprints.learn(&agent, 1600), Some(1600));
-        assert_eq!(footprints.learn(&agent, 800), Some(1500));
+        assert_eq!(footprints.learn(&agent, 0, true), None, "nothing was seen");
+        assert_eq!(footprints.learn(&agent, 800, true), Some(800));
+        assert_eq!(footprints.learn(&agent, 790, true), None, "hardly a change");
+        assert_eq!(footprints.learn(&agent, 1600, false), Some(1600));
+        assert_eq!(footprints.learn(&agent, 100, false), None, "it was stopped on its way");
+        assert_eq!(footprints.learn(&agent, 800, true), Some(1500));
         assert_eq!(footprints.peak("a"), 1500);
         assert_eq!(footprints.peak("b"), 0);
     }

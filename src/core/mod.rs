@@ -199,7 +199,7 @@ impl Core {
 
     /// After a maximum was lowered or the pool turned off: idle workers end now, busy ones after their task.
     fn retire_surplus_workers(&mut self) {
-        while let Some(coldest) = self.pool.coldest_idle()
+        while let Some(coldest) = self.pool.coldest_idle(None)
             && (self.has_surplus() || !self.settings.features.worker_pool)
         {
             self.shut_down(coldest);
@@ -295,10 +295,16 @@ impl Core {
         let agent = self.settings.agents.get(&task.spec.agent);
         task.memory_deaths += u32::from(failure.code.is_for_memory());
         // Deaths by memory have a budget of their own: a task that cannot live on this host is not tried for ever.
-        let is_too_large =
-            failure.code.is_for_memory() && agent.is_some_and(|agent| task.memory_deaths > agent.max_oom_kills);
+        let oom_kills = agent.map_or(u32::MAX, |agent| agent.max_oom_kills);
+        let is_too_large = failure.code.is_for_memory() && task.memory_deaths > oom_kills;
         if !retryable || is_too_large || task.retries >= task.spec.max_retries {
-            let failure = if retryable && task.retries > 0 { exhausted(task.retries, failure) } else { failure };
+            let limit = if is_too_large {
+                format!("max_oom_kills = {oom_kills}")
+            } else {
+                format!("maxRetries = {}", task.spec.max_retries)
+            };
+            let is_exhausted = retryable && task.retries > 0;
+            let failure = if is_exhausted { exhausted(task.retries + 1, &limit, failure) } else { failure };
             return self.finish(id, Outcome::Failed(Box::new(failure)), peak_rss_bytes);
         }
         task.retries += 1;
@@ -395,10 +401,10 @@ fn brief(text: &str) -> String {
     }
 }
 
-fn exhausted(retries: u32, last: Failure) -> Failure {
+/// `limit`: the setting that allows no further attempt.
+fn exhausted(attempts: u32, limit: &str, last: Failure) -> Failure {
     let message = format!(
-        "failed {} times, and maxRetries = {retries} allows no more; the last time {}: {}",
-        retries + 1,
+        "failed {attempts} times, and {limit} allows no more; the last time {}: {}",
         last.code.name(),
         last.message
     );

@@ -79,6 +79,7 @@ pub enum Notice {
         has_checkpoint: bool,
         preemptions: u32,
         request: Arc<str>,
+        incident: Option<IncidentId>,
     },
     TaskEvicted {
         task: TaskId,
@@ -93,6 +94,7 @@ pub enum Notice {
         code: FailureCode,
         text: String,
         request: Arc<str>,
+        incident: Option<IncidentId>,
     },
     HeartbeatSkipped {
         schedule: Option<Arc<str>>,
@@ -135,6 +137,7 @@ pub enum Notice {
         agent: Arc<str>,
         rss_bytes: u64,
         soft_limit_bytes: u64,
+        incident: Option<IncidentId>,
     },
     MemoryAction {
         action: &'static str,
