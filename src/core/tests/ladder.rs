@@ -119,17 +119,20 @@ fn idle_workers_are_retired_at_warning_and_not_below_it() {
 #[test]
 fn on_the_way_down_shedding_does_no_more_than_the_level_asks_for() {
     let mut sim = Sim::new();
-    sim.submit(task("calm"));
-    sim.submit(calm(Priority::Critical));
+    sim.submit(calm(Priority::Low));
+    sim.submit(calm(Priority::Normal));
     sim.stay(940, &[]);
-    let waits_for_answer = actions(&mut sim);
-    assert_eq!(waits_for_answer.len(), 1);
+    assert_eq!(actions(&mut sim), [(1, preempt(TaskId(1)))]);
     sim.preempted(TaskId(1), true);
     sim.pass(s(10));
     sim.read(740, &[]);
     assert_eq!((sim.core.governor.level(), sim.core.governor.rung()), (Level::Warning, Level::Critical));
     assert_eq!(sim.state(TaskId(1)), TaskState::Running, "the level lets it");
     assert_eq!(actions(&mut sim), [], "at warning nobody is preempted, however far shedding had climbed");
+    sim.read(100, &[]);
+    assert_eq!((sim.core.governor.level(), sim.core.governor.rung()), (Level::Normal, Level::Warning));
+    sim.complete(TaskId(2));
+    assert_eq!(sim.processes(), [(2, "idle"), (3, "busy")], "and at normal nobody is retired");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod breakers;
 mod cancels;
 mod drains;
 mod footprints;
+mod governed;
 mod ladder;
 mod limits;
 mod memory;
