@@ -22,9 +22,9 @@ fn peak(sim: &Sim, agent: &str) -> u64 {
 fn recorded(sim: &mut Sim) -> Vec<u64> {
     sim.take()
         .into_iter()
-        .filter_map(|action| match action {
-            Action::Record(Record::Footprint { peak_bytes, .. }) => Some(peak_bytes),
-            _ => None,
+        .filter_map(|action| {
+            let Action::Record(Record::Footprint { peak_bytes, .. }) = action else { return None };
+            Some(peak_bytes)
         })
         .collect()
 }

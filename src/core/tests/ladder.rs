@@ -108,9 +108,9 @@ fn idle_workers_are_retired_at_warning_and_not_below_it() {
     let retired: Vec<_> = sim
         .notices()
         .into_iter()
-        .filter_map(|notice| match notice {
-            Notice::MemoryAction { action: "retire_idle", worker, incident, .. } => Some((worker, incident)),
-            _ => None,
+        .filter_map(|notice| {
+            let Notice::MemoryAction { action: "retire_idle", worker, incident, .. } = notice else { return None };
+            Some((worker, incident))
         })
         .collect();
     assert_eq!(retired, [1, 2].map(|id| (Some(WorkerId(id)), Some(IncidentId(1)))));
@@ -338,10 +338,12 @@ fn a_kill_in_an_emergency_is_told_with_its_incident_and_held_against_nobody() {
     let told: Vec<_> = sim
         .notices()
         .into_iter()
-        .filter_map(|notice| match notice {
-            Notice::MemoryAction { action: "kill", task, worker, incident, .. } => Some((task, worker, incident)),
-            Notice::TaskKilled { task, worker, incident, .. } => Some((Some(task), Some(worker), incident)),
-            _ => None,
+        .filter_map(|notice| {
+            if let Notice::MemoryAction { action: "kill", task, worker, incident, .. } = notice {
+                return Some((task, worker, incident));
+            }
+            let Notice::TaskKilled { task, worker, incident, .. } = notice else { return None };
+            Some((Some(task), Some(worker), incident))
         })
         .collect();
     assert_eq!(told, [(Some(killed), Some(WorkerId(1)), Some(IncidentId(1))); 2]);

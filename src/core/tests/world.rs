@@ -344,14 +344,17 @@ impl World {
             }
             let has_breakers = core.settings.features.circuit_breakers && core.is_governed(task.id);
             let is_guarded = agent.breaker.as_ref().and_then(|name| core.breakers.get(name)).filter(|_| has_breakers);
-            let may_run = is_available
-                && agent.max_workers.is_none_or(|max| of_agent < max)
-                && is_guarded.is_none_or(|breaker| breaker.refusal(self.now).is_none());
-            if may_run && is_governed && !core.pool.is_empty() && !core.fits(agent, core.pool.warmest_idle(agent)) {
+            if is_guarded.is_some_and(|breaker| breaker.refusal(self.now).is_some()) {
+                continue;
+            }
+            let idle = core.pool.warmest_idle(agent);
+            if is_governed && !core.pool.is_empty() && !core.fits(agent, idle) {
                 // It waits for memory that others hold, and what comes after it lets it have that.
                 return;
             }
-            assert!(!may_run || is_coming, "{task:?} waits, and nothing is in its way");
+            let may_run = is_available || idle.is_some();
+            let is_at_its_most = agent.max_workers.is_some_and(|max| of_agent >= max);
+            assert!(!may_run || is_coming || is_at_its_most, "{task:?} waits, and nothing is in its way");
         }
     }
 }
