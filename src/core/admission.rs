@@ -13,7 +13,6 @@ use super::notice::Notice;
 use super::order::CancelReason;
 use super::pool::{Verdict, WorkerState};
 use super::refusal::{Refusal, honest};
-use super::settings::Mode;
 use super::task::{Outcome, Priority, TaskSpec};
 
 /// A daemon that drains comes back with its init script; nobody knows when.
@@ -105,13 +104,10 @@ impl Core {
         if !self.is_governed(id) {
             return Ok(());
         }
-        if self.settings.features.memory_governance
-            && self.settings.memory.mode != Mode::Observe
-            && self.governor.level() >= Level::Reject
-        {
+        if self.governs_memory() && self.governor.level() >= Level::Reject {
             let settings = &self.settings.memory;
-            let retry_after = honest(self.governor.retry_after(settings));
-            return Err(Refusal::MemoryPressure { pressure: self.governor.pressure(settings), retry_after });
+            let retry_after = honest(self.governor.retry_after(settings, self.next_end()));
+            return Err(Refusal::MemoryPressure { cause: self.governor.cause(settings), retry_after });
         }
         if let Some((breaker, retry_after)) = self.open_breaker(&spec.agent) {
             let retry_after = honest(retry_after);
@@ -152,23 +148,23 @@ impl Core {
 
     /// When a place becomes free: as the next running task ends, and then as `ahead` more have been started.
     fn room_estimate(&self, ahead: usize) -> Duration {
-        let mut remaining: Vec<Duration> = self
-            .ledger
-            .live()
-            .filter_map(|task| match task.phase {
-                Phase::Running { since, .. } => {
-                    Some(self.run_times.remaining(&task.spec.agent, self.now.at.saturating_sub(since)))
-                }
-                Phase::Queued | Phase::Preempted => None,
-            })
-            .collect();
-        remaining.sort_unstable();
-        let next = remaining.first().copied().unwrap_or_default();
+        let next = self.next_end().unwrap_or_default();
         let rounds = ahead.div_ceil(self.settings.workers.max.max(1)) as u32;
         let waiting = self.queue.iter().filter_map(|task| self.ledger.get(task));
         let known: Vec<Duration> = waiting.filter_map(|task| self.run_times.mean(&task.spec.agent)).collect();
         let mean = known.iter().sum::<Duration>().checked_div(known.len() as u32).unwrap_or(next);
         next + mean * rounds
+    }
+
+    /// How long until the first of the running tasks has probably ended.
+    pub(super) fn next_end(&self) -> Option<Duration> {
+        let remaining = self.ledger.live().filter_map(|task| match task.phase {
+            Phase::Running { since, .. } => {
+                Some(self.run_times.remaining(&task.spec.agent, self.now.at.saturating_sub(since)))
+            }
+            Phase::Queued | Phase::Preempted => None,
+        });
+        remaining.min()
     }
 
     fn ahead_of(&self, priority: Priority) -> usize {
@@ -198,8 +194,10 @@ impl Core {
             started_ms: None,
             phase: Phase::Queued,
             retries: 0,
+            memory_deaths: 0,
             preemptions: 0,
             has_checkpoint: false,
+            is_passed_over: false,
             progress: None,
             permit: None,
         });

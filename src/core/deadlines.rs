@@ -10,7 +10,7 @@ use super::ledger::Retention;
 use super::notice::{ExitReason, Notice};
 use super::order::{CancelReason, Order, PreemptReason};
 use super::pool::{Stage, Verdict, WorkerState};
-use super::settings::{Mode, ScheduleSettings};
+use super::settings::ScheduleSettings;
 use super::task::FailureCode;
 use super::{Core, DrainStage, Draining};
 
@@ -22,12 +22,18 @@ impl Core {
         let breakers = self.breakers.values().filter_map(super::breaker::Breaker::next_deadline);
         let drain = self.draining.as_ref().and_then(Draining::next_deadline);
         let forgotten = self.ledger.next_forgotten(&self.retention());
-        let all = workers.chain(breakers).chain(drain).chain(forgotten);
+        let all = workers.chain(breakers).chain(drain).chain(forgotten).chain(self.governor.next_deadline());
         if self.draining.is_some() {
             return all.min();
         }
         let schedules = self.schedules.iter().map(super::schedule::Schedule::next_at);
-        all.chain(schedules).chain(self.next_available()).min()
+        all.chain(schedules).chain(self.next_available()).chain(self.settled_at()).min()
+    }
+
+    /// When the pause after an action is over, if something waits that may start then.
+    fn settled_at(&self) -> Option<Duration> {
+        let settle_until = self.governor.shedding.settle_until;
+        (settle_until > self.now.at && !self.queue.is_empty()).then_some(settle_until)
     }
 
     /// When an agent that something waits for may be started again.
@@ -48,6 +54,7 @@ impl Core {
     pub(super) fn pass_deadlines(&mut self) {
         self.pass_breakers();
         self.pass_schedules();
+        self.shed(false);
         // Why first: what the drain's deadline ends is left to the next start, not failed for being late.
         self.pass_drain();
         self.pass_workers();
@@ -96,7 +103,7 @@ impl Core {
                 });
             } else if is_short && settings.skippable {
                 // Why: a skippable one would be taken, and then passed over for as long as memory is short.
-                schedule.note_beat();
+                schedule.note_forced_beat();
                 self.actions.push(Action::Beat(Arc::new(ScheduleSettings { skippable: false, ..(*settings).clone() })));
             } else {
                 schedule.note_beat();
@@ -106,9 +113,7 @@ impl Core {
     }
 
     fn skips_beats(&self) -> bool {
-        self.governor.level() >= Level::Warning
-            && self.settings.features.memory_governance
-            && self.settings.memory.mode != Mode::Observe
+        self.governor.level() >= Level::Warning && self.governs_memory()
     }
 
     /// The idle workers, or the others, whose deadline has come.
@@ -128,7 +133,15 @@ impl Core {
         }
     }
 
+    /// Those whose time is over; while memory is short, all of them.
     pub(super) fn retire_idle(&mut self) {
+        if self.governor.sheds_at() >= Level::Warning && self.governs_memory() {
+            let idle: Vec<WorkerId> =
+                self.pool.iter().filter(|(_, worker)| worker.is_idle()).map(|(id, _)| id).collect();
+            for id in idle {
+                self.retire_for_memory(id);
+            }
+        }
         for worker in self.due_workers(true) {
             self.shut_down(worker);
         }
@@ -146,7 +159,7 @@ impl Core {
                 let agent = worker.agent.name.clone();
                 let text = "it did not end when asked to".to_string();
                 self.notice(Notice::WorkerKilled { worker: id, agent, text });
-                self.doom(id, Verdict::NoTask);
+                self.doom(id, Verdict::NoTask { reason: ExitReason::Killed });
             }
             WorkerState::Busy { stage: Stage::Working, .. } => self.ask_to_cancel(id, CancelReason::Timeout),
             WorkerState::Busy { task, stage: Stage::Cancelling { reason: CancelReason::Timeout, .. }, .. } => {
@@ -158,8 +171,7 @@ impl Core {
                 self.kill_failing(id, FailureCode::WorkerCrashed, message, true, ExitReason::Killed);
             }
             WorkerState::Busy { stage: Stage::Preempting { .. }, .. } => {
-                let message = "it gave no checkpoint in time when preempted".to_string();
-                self.kill_failing(id, FailureCode::MemoryEmergency, message, true, ExitReason::Killed);
+                self.kill_silent(id);
             }
             WorkerState::Idle { .. } | WorkerState::Dying { .. } => {}
         }
@@ -245,8 +257,7 @@ impl Core {
     }
 
     fn busy(&self, matches: impl Fn(bool) -> bool) -> Vec<WorkerId> {
-        let is_busy = |state: &WorkerState| matches!(state, WorkerState::Busy { .. });
-        let busy = self.pool.iter().filter(|(_, worker)| is_busy(&worker.state) && matches(worker.can_checkpoint));
+        let busy = self.pool.iter().filter(|(_, worker)| worker.is_busy() && matches(worker.can_checkpoint));
         busy.map(|(id, _)| id).collect()
     }
 

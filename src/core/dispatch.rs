@@ -8,11 +8,12 @@ use super::event::{Action, Record};
 use super::governor::Level;
 use super::health::Availability;
 use super::ids::{AgentName, TaskId, WorkerId};
-use super::ledger::{HeldPermit, Phase};
+use super::ledger::{HeldPermit, Phase, Task};
 use super::notice::Notice;
 use super::order::Order;
 use super::pool::{Stage, Worker, WorkerState};
-use super::settings::{AgentMode, AgentSettings, Mode};
+use super::schedule::Schedule;
+use super::settings::{AgentMode, AgentSettings};
 use super::task::{Assignment, Failure, FailureCode, Priority};
 
 /// Workers that will be free soon, so that one waiting task does not call for two.
@@ -21,6 +22,8 @@ struct Promised {
     starting: Vec<(AgentName, usize)>,
     /// Places in the pool that are about to be free.
     ending: usize,
+    /// A task that goes before waits for memory.
+    is_out_of_memory: bool,
 }
 
 impl Promised {
@@ -65,7 +68,7 @@ impl Core {
                 None => starting.push((worker.agent.name.clone(), 1)),
             }
         }
-        Promised { starting, ending: self.pool.count(Worker::is_ending) }
+        Promised { starting, ending: self.pool.count(Worker::is_ending), is_out_of_memory: false }
     }
 
     /// Nothing can start whatever waits. Keeps a turn cheap when every worker is busy and the queue is long.
@@ -88,23 +91,40 @@ impl Core {
         if !self.may_start_now(id) || self.breaker_forbids(id, &agent) {
             return false;
         }
-        if let Some(worker) = self.pool.warmest_idle(&agent) {
-            self.start_on(id, worker);
-            return true;
-        }
-        let is_available = self
-            .health
-            .get(&name)
-            .is_none_or(|health| health.availability(self.now.at, &self.settings.workers) == Availability::Available);
-        let of_agent = self.pool.count(|worker| worker.agent.name == name);
-        if promised.take_starting(&name) || !is_available || agent.max_workers.is_some_and(|max| of_agent >= max) {
+        let idle = self.pool.warmest_idle(&agent);
+        // Why first: who waits for a worker and not for memory holds up nobody else.
+        if idle.is_none() && (promised.take_starting(&name) || !self.may_spawn(&agent)) {
             return false;
         }
+        if self.must_wait_for_memory(id, &agent, idle, promised) {
+            return false;
+        }
+        match idle {
+            Some(worker) => {
+                self.start_on(id, worker);
+                true
+            }
+            None => self.start_on_new(id, agent, promised),
+        }
+    }
+
+    /// Whether the agent's own state allows one more worker.
+    fn may_spawn(&self, agent: &AgentSettings) -> bool {
+        let is_available = self
+            .health
+            .get(&agent.name)
+            .is_none_or(|health| health.availability(self.now.at, &self.settings.workers) == Availability::Available);
+        let of_agent = self.pool.count(|worker| worker.agent.name == agent.name);
+        is_available && agent.max_workers.is_none_or(|max| of_agent < max)
+    }
+
+    /// Whether the task left the queue. In a full pool the coldest idle worker makes room.
+    fn start_on_new(&mut self, id: TaskId, agent: Arc<AgentSettings>, promised: &mut Promised) -> bool {
         if self.pool.len() < self.settings.workers.max {
             return self.spawn_for(id, agent);
         }
         if !promised.take_ending()
-            && let Some(coldest) = self.pool.coldest_idle()
+            && let Some(coldest) = self.pool.coldest_idle(None)
         {
             self.shut_down(coldest);
         }
@@ -118,20 +138,76 @@ impl Core {
     }
 
     /// What the memory level lets start: no skippable heartbeats from warning, only critical tasks from critical.
-    fn may_start_now(&self, id: TaskId) -> bool {
+    fn may_start_now(&mut self, id: TaskId) -> bool {
         let Some(task) = self.ledger.get(id) else { return false };
         let level = self.governor.level();
-        if level == Level::Normal
-            || !self.settings.features.memory_governance
-            || self.settings.memory.mode == Mode::Observe
-            || !self.is_governed(id)
-        {
+        if level == Level::Normal || !self.governs_memory() || !self.is_governed(id) {
             return true;
         }
-        let is_passed_over = task.spec.priority == Priority::Heartbeat && task.spec.skippable;
+        if task.spec.priority == Priority::Heartbeat && task.spec.skippable {
+            self.note_passed_over(id);
+            return false;
+        }
         let is_held = level >= Level::Critical && task.spec.priority != Priority::Critical;
-        // Why: with nothing running, nothing of ours can give memory back, and waiting would be for ever.
-        !is_passed_over && (!is_held || self.pool.count(|worker| worker.task().is_some()) == 0)
+        !is_held || (level < Level::Reject && self.is_forced_beat(task)) || self.may_start_alone(task)
+    }
+
+    /// Whether it is the beat that runs after `max_skips`. Of a schedule only one beat waits.
+    fn is_forced_beat(&self, task: &Task) -> bool {
+        let is_its_own = |schedule: &&Schedule| Some(&schedule.settings.name) == task.spec.schedule.as_ref();
+        self.schedules.iter().find(is_its_own).is_some_and(Schedule::is_forced)
+    }
+
+    /// With nothing of ours left that could give memory back, waiting for that would be for ever: tasks start one at a
+    /// time. Not while memory is given time to fall, and not on a worker that still holds what its last task took.
+    fn may_start_alone(&self, task: &Task) -> bool {
+        let agent = self.settings.agents.get(&task.spec.agent);
+        let idle = agent.and_then(|agent| self.pool.warmest_idle(agent));
+        let fresh = idle.filter(|id| self.pool.get(*id).is_some_and(|worker| worker.tasks_done == 0));
+        !self.is_settling() && self.is_alone(fresh)
+    }
+
+    /// A queued heartbeat waits until memory is there again; said once.
+    fn note_passed_over(&mut self, id: TaskId) {
+        let incident = self.governor.incident();
+        let Some(task) = self.ledger.get_mut(id).filter(|task| !task.is_passed_over) else { return };
+        task.is_passed_over = true;
+        let (schedule, agent) = (task.spec.schedule.clone(), task.spec.agent.clone());
+        let text = "memory is short; it waits until that is over";
+        self.notice(Notice::HeartbeatSkipped { schedule, task: Some(id), agent, text, incident });
+    }
+
+    /// Headroom: idle workers make room for a task that does not fit, and what comes after it in the order must not
+    /// take the memory it waits for.
+    fn must_wait_for_memory(
+        &mut self,
+        id: TaskId,
+        agent: &AgentSettings,
+        idle: Option<WorkerId>,
+        promised: &mut Promised,
+    ) -> bool {
+        if !self.governs_memory() || !self.is_governed(id) {
+            return false;
+        }
+        if promised.is_out_of_memory {
+            return true;
+        }
+        if self.fits(agent, idle) || self.is_alone(idle) {
+            return false;
+        }
+        promised.is_out_of_memory = true;
+        if promised.ending == 0
+            && let Some(coldest) = self.pool.coldest_idle(idle)
+        {
+            self.retire_for_memory(coldest);
+            promised.ending += 1;
+        }
+        true
+    }
+
+    /// Whether there is no worker process, but for this one.
+    fn is_alone(&self, idle: Option<WorkerId>) -> bool {
+        self.pool.iter().all(|(id, _)| Some(id) == idle)
     }
 
     fn breaker_forbids(&self, id: TaskId, agent: &AgentSettings) -> bool {
@@ -158,6 +234,8 @@ impl Core {
             retiring: false,
             heap: None,
             rss_bytes: None,
+            peak_rss_bytes: 0,
+            is_over_soft_limit: false,
         };
         let worker = self.pool.add(worker);
         match agent.mode {

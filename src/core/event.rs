@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::governor::MemorySample;
-use super::ids::{PermitId, TaskId, Ticket, WorkerId};
+use super::ids::{AgentName, PermitId, TaskId, Ticket, WorkerId};
 use super::ledger::FinishedTask;
 use super::notice::Notice;
 use super::order::{Order, WorkerReport};
@@ -120,10 +120,16 @@ pub enum Record {
     Returned {
         task: TaskId,
         retries: u32,
+        memory_deaths: u32,
         preemptions: u32,
         preempted: bool,
     },
     Finished(Arc<FinishedTask>),
+    /// What a task of this agent was seen to need at most.
+    Footprint {
+        agent: AgentName,
+        peak_bytes: u64,
+    },
     /// Past its retention: its result may go.
     Forgotten {
         task: TaskId,

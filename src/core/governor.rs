@@ -6,8 +6,9 @@ use super::event::Now;
 use super::ids::{IncidentId, WorkerId};
 use super::settings::MemorySettings;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
+    #[default]
     Normal,
     Warning,
     Critical,
@@ -26,6 +27,11 @@ impl Level {
             Level::Reject => "reject",
             Level::Emergency => "emergency",
         }
+    }
+
+    /// The ratio at which it begins; `None` for normal.
+    pub fn begins_at(self, settings: &MemorySettings) -> Option<f64> {
+        (self as usize).checked_sub(1).map(|index| settings.thresholds[index])
     }
 }
 
@@ -47,10 +53,33 @@ pub struct MemorySample {
 
 #[derive(Debug, Default)]
 pub struct Governor {
-    level: Option<Level>,
+    level: Level,
+    /// How far shedding has gone: follows the level one rung at a time, up and down.
+    rung: Level,
+    rung_since: Duration,
+    /// MemAvailable fell under `min_free_mb` and has not recovered.
+    is_starved: bool,
     incident: Option<IncidentId>,
     incidents: u64,
     sample: Option<(Now, MemorySample)>,
+    /// Smoothed change of the pressure, per second.
+    trend: f64,
+    pub(super) shedding: Shedding,
+}
+
+/// The one action that is under way, and the pause after it.
+#[derive(Debug, Default)]
+pub struct Shedding {
+    pub action: Option<SheddingAction>,
+    pub settle_until: Duration,
+    /// It was said in this incident that the pressure comes from outside.
+    pub has_blamed_outside: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SheddingAction {
+    Preempting(WorkerId),
+    Killing(WorkerId),
 }
 
 /// A change of level.
@@ -61,9 +90,27 @@ pub struct Crossing {
     pub incident: IncidentId,
 }
 
+/// How long a rung is given to work before the next one, if no reading comes that says more.
+const RUNG_PAUSE: Duration = Duration::from_millis(100);
+
+/// Readings older than this count for little in the trend.
+const TREND_MEMORY: Duration = Duration::from_secs(5);
+
+/// A pressure that falls slower than this, per second, does not fall.
+const FALLING: f64 = 0.001;
+
 impl Governor {
     pub fn level(&self) -> Level {
-        self.level.unwrap_or(Level::Normal)
+        self.level
+    }
+
+    pub fn rung(&self) -> Level {
+        self.rung
+    }
+
+    /// How far shedding goes now: as far as it has climbed, and never further than the level asks for.
+    pub fn sheds_at(&self) -> Level {
+        self.rung.min(self.level)
     }
 
     pub fn incident(&self) -> Option<IncidentId> {
@@ -79,16 +126,29 @@ impl Governor {
         self.sample.as_ref().map_or(0.0, |(_, sample)| pressure(sample, settings))
     }
 
+    /// What is short, in words: a share, or the host's free memory where that decides.
+    pub fn cause(&self, settings: &MemorySettings) -> String {
+        const MIB: u64 = 1024 * 1024;
+        match &self.sample {
+            Some((_, sample)) if self.is_starved => format!(
+                "the host has {} MiB of memory available, with memory.min_free_mb = {}",
+                sample.available_bytes / MIB,
+                settings.min_free_bytes / MIB
+            ),
+            Some(_) | None => format!("memory is at {:.1} % of its limit", self.pressure(settings) * 100.0),
+        }
+    }
+
     /// Takes a reading; tells if the level changed. An incident opens at the first crossing and is over at normal.
     pub fn observe(&mut self, now: Now, sample: MemorySample, settings: &MemorySettings) -> Option<Crossing> {
-        let from = self.level();
-        let mut to = next_level(from, pressure(&sample, settings), settings);
+        let from = self.level;
+        let pressure = pressure(&sample, settings);
+        self.follow_trend(now, pressure, settings);
         // Why: a budget may be far from its limit while the host is about to swap or kill.
-        if sample.total_bytes > 0 && sample.available_bytes < settings.min_free_bytes {
-            to = Level::Emergency;
-        }
+        self.is_starved = is_starved(self.is_starved, &sample, settings);
+        let to = if self.is_starved { Level::Emergency } else { next_level(from, pressure, settings) };
         self.sample = Some((now, sample));
-        self.level = Some(to);
+        self.level = to;
         if to == from {
             return None;
         }
@@ -97,13 +157,76 @@ impl Governor {
             IncidentId(self.incidents)
         });
         self.incident = (to != Level::Normal).then_some(incident);
+        if to == Level::Normal {
+            self.shedding.has_blamed_outside = false;
+        }
         Some(Crossing { from, to, incident })
     }
 
-    /// How long until the level may have fallen, for somebody who is refused because of it.
-    pub fn retry_after(&self, settings: &MemorySettings) -> Duration {
-        settings.settle
+    /// Moves shedding one rung towards the level; the new rung if it went up. `has_reading`: a reading has just come,
+    /// so that the last rung was seen not to be enough; otherwise it has [`RUNG_PAUSE`] to work.
+    pub fn climb(&mut self, now: Duration, has_reading: bool) -> Option<Level> {
+        let is_time = has_reading || self.rung_since + RUNG_PAUSE <= now;
+        if self.rung == self.level || !is_time {
+            return None;
+        }
+        let is_up = self.rung < self.level;
+        let next = self.rung as usize;
+        self.rung = Level::ALL[if is_up { next + 1 } else { next - 1 }];
+        self.rung_since = now;
+        is_up.then_some(self.rung)
     }
+
+    /// When shedding wants to go on though no reading has come.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        (self.rung != self.level).then_some(self.rung_since + RUNG_PAUSE)
+    }
+
+    /// How long until submissions may be taken again: as long as the pressure needs to fall to where the reject line
+    /// clears, at the rate at which it falls. One that does not fall gives way when a running task ends, at `next_end`
+    /// from now.
+    pub fn retry_after(&self, settings: &MemorySettings, next_end: Option<Duration>) -> Duration {
+        let [_, _, reject, _] = settings.thresholds;
+        let excess = self.pressure(settings) - (reject - settings.hysteresis);
+        if self.trend < -FALLING && excess > 0.0 {
+            return Duration::try_from_secs_f64(excess / -self.trend).unwrap_or(Duration::MAX);
+        }
+        next_end.unwrap_or_default().max(settings.settle)
+    }
+
+    /// Bytes that would have to be given back to be under the line where `level` begins, if the pressure is the host's
+    /// alone; `None` if the daemon's own budget or cgroup is over that line, where its workers are the cause.
+    pub fn outside_excess(&self, level: Level, settings: &MemorySettings) -> Option<u64> {
+        let (_, sample) = self.sample.as_ref()?;
+        let line = level.begins_at(settings)?;
+        let budget = budget(sample, settings).filter(|_| sample.budget_counts);
+        if [budget, sample.cgroup].into_iter().flatten().any(|ratio| ratio >= line) {
+            return None;
+        }
+        let over_line = sample.host.map_or(0.0, |host| (host - line).max(0.0)) * sample.total_bytes as f64;
+        let under_floor = settings.min_free_bytes.saturating_sub(sample.available_bytes);
+        Some((over_line as u64).max(under_floor))
+    }
+
+    fn follow_trend(&mut self, now: Now, pressure: f64, settings: &MemorySettings) {
+        let Some((then, old)) = &self.sample else { return };
+        let passed = now.at.saturating_sub(then.at).as_secs_f64();
+        if passed < 0.001 {
+            return;
+        }
+        let slope = (pressure - self::pressure(old, settings)) / passed;
+        let weight = 1.0 - (-passed / TREND_MEMORY.as_secs_f64()).exp();
+        self.trend += weight * (slope - self.trend);
+    }
+}
+
+fn is_starved(was: bool, sample: &MemorySample, settings: &MemorySettings) -> bool {
+    if sample.total_bytes == 0 {
+        return false;
+    }
+    let floor = settings.min_free_bytes as f64;
+    let clears_at = if was { floor * (1.0 + settings.hysteresis) } else { floor };
+    (sample.available_bytes as f64) < clears_at
 }
 
 /// The highest of the sources that count.

@@ -25,8 +25,12 @@ pub struct Task {
     pub phase: Phase,
     /// Attempts used up by failures.
     pub retries: u32,
+    /// Attempts that ended for memory's sake.
+    pub memory_deaths: u32,
     pub preemptions: u32,
     pub has_checkpoint: bool,
+    /// A heartbeat that memory kept from running; said once.
+    pub is_passed_over: bool,
     pub progress: Option<Progress>,
     /// Of the breaker its agent is bound to, while it runs.
     pub permit: Option<HeldPermit>,
@@ -283,8 +287,10 @@ mod tests {
             started_ms: None,
             phase: Phase::Queued,
             retries: 0,
+            memory_deaths: 0,
             preemptions: 0,
             has_checkpoint: false,
+            is_passed_over: false,
             progress: None,
             permit: None,
         };

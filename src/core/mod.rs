@@ -11,9 +11,11 @@ mod deadlines;
 mod dispatch;
 pub mod estimate;
 pub mod event;
+pub mod footprint;
 pub mod governor;
 pub mod health;
 pub mod ids;
+mod ladder;
 pub mod ledger;
 pub mod limits;
 pub mod notice;
@@ -37,7 +39,8 @@ use std::time::Duration;
 use breaker::{Breaker, BreakerState};
 use estimate::RunTimes;
 use event::{Action, Answer, BreakerAnswer, BreakerRequest, Event, Now, Record};
-use governor::{Governor, MemorySample};
+use footprint::Footprints;
+use governor::Governor;
 use health::Health;
 use ids::{AgentName, PermitId, TaskId, Ticket, WorkerId};
 use ledger::{HeldPermit, Ledger, Phase};
@@ -60,6 +63,7 @@ pub struct Core {
     governor: Governor,
     health: BTreeMap<AgentName, Health>,
     run_times: RunTimes,
+    footprints: Footprints,
     draining: Option<Draining>,
     last_permit: u64,
     /// Of the event being handled.
@@ -97,6 +101,7 @@ impl Core {
             governor: Governor::default(),
             health: BTreeMap::new(),
             run_times: RunTimes::default(),
+            footprints: Footprints::default(),
             draining: None,
             last_permit: 0,
             now,
@@ -148,6 +153,7 @@ impl Core {
         let agents = &self.settings.agents;
         self.health.retain(|agent, _| unchanged.contains(agent));
         self.run_times.retain(|agent| agents.contains_key(agent));
+        self.footprints.retain(|agent| agents.contains_key(agent));
         self.retire_outdated_workers();
         self.retire_surplus_workers();
     }
@@ -193,7 +199,7 @@ impl Core {
 
     /// After a maximum was lowered or the pool turned off: idle workers end now, busy ones after their task.
     fn retire_surplus_workers(&mut self) {
-        while let Some(coldest) = self.pool.coldest_idle()
+        while let Some(coldest) = self.pool.coldest_idle(None)
             && (self.has_surplus() || !self.settings.features.worker_pool)
         {
             self.shut_down(coldest);
@@ -202,26 +208,6 @@ impl Core {
 
     fn has_surplus(&self) -> bool {
         self.pool.count(|worker| !worker.is_ending()) > self.settings.workers.max
-    }
-
-    fn memory_sampled(&mut self, sample: MemorySample) {
-        for (worker, rss) in &sample.workers {
-            if let Some(worker) = self.pool.get_mut(*worker) {
-                worker.rss_bytes = Some(*rss);
-            }
-        }
-        let usage_bytes = sample.usage_bytes;
-        let settings = &self.settings.memory;
-        if let Some(crossing) = self.governor.observe(self.now, sample, settings) {
-            self.notice(Notice::MemoryLevel {
-                from: crossing.from,
-                to: crossing.to,
-                pressure: self.governor.pressure(&self.settings.memory),
-                usage_bytes,
-                limit_bytes: self.settings.memory.limit_bytes,
-                incident: crossing.incident,
-            });
-        }
     }
 
     fn breaker_request(&mut self, ticket: Ticket, name: &Arc<str>, request: BreakerRequest) {
@@ -306,8 +292,19 @@ impl Core {
     /// One attempt of a task has failed: another one, or the end.
     fn fail_attempt(&mut self, id: TaskId, failure: Failure, retryable: bool, peak_rss_bytes: Option<u64>) {
         let Some(task) = self.ledger.get_mut(id) else { return };
-        if !retryable || task.retries >= task.spec.max_retries {
-            let failure = if retryable && task.retries > 0 { exhausted(task.retries, failure) } else { failure };
+        let agent = self.settings.agents.get(&task.spec.agent);
+        task.memory_deaths += u32::from(failure.code.is_for_memory());
+        // Deaths by memory have a budget of their own: a task that cannot live on this host is not tried for ever.
+        let oom_kills = agent.map_or(u32::MAX, |agent| agent.max_oom_kills);
+        let is_too_large = failure.code.is_for_memory() && task.memory_deaths > oom_kills;
+        if !retryable || is_too_large || task.retries >= task.spec.max_retries {
+            let limit = if is_too_large {
+                format!("max_oom_kills = {oom_kills}")
+            } else {
+                format!("maxRetries = {}", task.spec.max_retries)
+            };
+            let is_exhausted = retryable && task.retries > 0;
+            let failure = if is_exhausted { exhausted(task.retries + 1, &limit, failure) } else { failure };
             return self.finish(id, Outcome::Failed(Box::new(failure)), peak_rss_bytes);
         }
         task.retries += 1;
@@ -335,6 +332,7 @@ impl Core {
         let record = Record::Returned {
             task: id,
             retries: task.retries,
+            memory_deaths: task.memory_deaths,
             preemptions: task.preemptions,
             preempted: task.phase == Phase::Preempted,
         };
@@ -403,10 +401,10 @@ fn brief(text: &str) -> String {
     }
 }
 
-fn exhausted(retries: u32, last: Failure) -> Failure {
+/// `limit`: the setting that allows no further attempt.
+fn exhausted(attempts: u32, limit: &str, last: Failure) -> Failure {
     let message = format!(
-        "failed {} times, and maxRetries = {retries} allows no more; the last time {}: {}",
-        retries + 1,
+        "failed {attempts} times, and {limit} allows no more; the last time {}: {}",
         last.code.name(),
         last.message
     );

@@ -146,6 +146,8 @@ pub struct Exit {
     pub result_error: Option<String>,
     /// `ru_maxrss` of wait4(2), in bytes.
     pub peak_rss_bytes: u64,
+    /// The kernel ended a process of its tree for memory's sake, as its cgroup says.
+    pub oom_killed: bool,
 }
 
 /// A report with the worker it is about.

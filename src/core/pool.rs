@@ -23,7 +23,12 @@ pub struct Worker {
     /// Ends after its present task.
     pub retiring: bool,
     pub heap: Option<HeapReading>,
+    /// Of its whole tree, at the last reading.
     pub rss_bytes: Option<u64>,
+    /// The most of it since its last task ended.
+    pub peak_rss_bytes: u64,
+    /// It was said; stays until it is well below again.
+    pub is_over_soft_limit: bool,
 }
 
 #[derive(Debug)]
@@ -62,7 +67,9 @@ pub enum Stage {
 #[derive(Debug)]
 pub enum Verdict {
     /// There was none, or it no longer matters.
-    NoTask,
+    NoTask {
+        reason: ExitReason,
+    },
     Cancelled,
     /// It failed; `failure` is completed with how the process ended.
     Failed {
@@ -81,6 +88,29 @@ impl Worker {
             WorkerState::Dying { task, .. } => *task,
             WorkerState::Starting { .. } | WorkerState::Idle { .. } | WorkerState::Stopping { .. } => None,
         }
+    }
+
+    pub fn is_busy(&self) -> bool {
+        matches!(self.state, WorkerState::Busy { .. })
+    }
+
+    /// At its task, and not asked to stop.
+    pub fn is_working(&self) -> bool {
+        matches!(self.state, WorkerState::Busy { stage: Stage::Working, .. })
+    }
+
+    pub fn is_dying(&self) -> bool {
+        matches!(self.state, WorkerState::Dying { .. })
+    }
+
+    /// Over its soft limit at the last reading.
+    pub fn is_fat(&self) -> bool {
+        self.rss_bytes.is_some_and(|rss| rss > self.agent.soft_limit_bytes)
+    }
+
+    /// The most it held since the last call.
+    pub fn take_peak(&mut self) -> u64 {
+        std::mem::replace(&mut self.peak_rss_bytes, self.rss_bytes.unwrap_or(0))
     }
 
     pub fn is_idle(&self) -> bool {
@@ -141,6 +171,10 @@ impl Pool {
         self.workers.remove(&worker)
     }
 
+    pub fn put_back(&mut self, id: WorkerId, worker: Worker) {
+        self.workers.insert(id, worker);
+    }
+
     pub fn get(&self, worker: WorkerId) -> Option<&Worker> {
         self.workers.get(&worker)
     }
@@ -183,9 +217,10 @@ impl Pool {
             .map(|(id, ..)| id)
     }
 
-    /// The idle worker, of any agent, that has been idle longest.
-    pub fn coldest_idle(&self) -> Option<WorkerId> {
-        self.idle_workers().min_by_key(|(id, _, since)| (*since, *id)).map(|(id, ..)| id)
+    /// The idle worker, of any agent, that has been idle longest, but for one that is wanted.
+    pub fn coldest_idle(&self, wanted: Option<WorkerId>) -> Option<WorkerId> {
+        let others = self.idle_workers().filter(|(id, ..)| Some(*id) != wanted);
+        others.min_by_key(|(id, _, since)| (*since, *id)).map(|(id, ..)| id)
     }
 
     fn idle_workers(&self) -> impl Iterator<Item = (WorkerId, &Worker, Duration)> {

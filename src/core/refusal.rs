@@ -25,10 +25,9 @@ pub enum Refusal {
     )]
     PriorityFull { priority: Priority, waiting: usize, limit: usize, retry_after: Duration },
     #[error(
-        "memory is at {:.1} % of its limit, over the reject line: retry in {} s",
-        .pressure * 100.0, .retry_after.as_secs()
+        "{cause}, and no task is taken until that is better: retry in {} s", .retry_after.as_secs()
     )]
-    MemoryPressure { pressure: f64, retry_after: Duration },
+    MemoryPressure { cause: String, retry_after: Duration },
     #[error("circuit breaker {breaker} of agent {agent} is open: retry in {} s", .retry_after.as_secs())]
     CircuitOpen { breaker: Arc<str>, agent: Arc<str>, retry_after: Duration },
     #[error(
@@ -71,6 +70,6 @@ impl Refusal {
 
 /// A Retry-After as it may be told: whole seconds, 1 to 120.
 pub fn honest(estimate: Duration) -> Duration {
-    let whole = estimate.as_secs() + u64::from(estimate.subsec_nanos() > 0);
+    let whole = estimate.as_secs().saturating_add(u64::from(estimate.subsec_nanos() > 0));
     Duration::from_secs(whole.clamp(1, 120))
 }

@@ -54,7 +54,7 @@ impl Core {
                 self.finish(task, Outcome::Cancelled, None);
             }
             WorkerState::Busy { task, .. } => self.fail_attempt(task, failure, true, None),
-            WorkerState::Dying { task: Some(task), verdict } => self.apply(task, verdict, &Exit::default()),
+            WorkerState::Dying { task: Some(task), verdict } => self.apply(task, verdict, &Exit::default(), None),
             WorkerState::Starting { .. } => self.start_failed(&agent, worker.retiring, failure),
             WorkerState::Idle { .. } | WorkerState::Stopping { .. } | WorkerState::Dying { task: None, .. } => {}
         }
@@ -89,8 +89,10 @@ impl Core {
             // Why: it made it after all; a timeout or preemption that came too late is no reason to throw work away.
             Some(Stage::Working | Stage::Preempting { .. } | Stage::Cancelling { .. }) => Outcome::Completed(result),
         };
-        let peak = self.pool.get(worker).and_then(|worker| worker.heap).map(|heap| heap.rss).filter(|rss| *rss > 0);
-        self.finish(task, outcome, peak);
+        let peak =
+            self.pool.get(worker).map(|worker| worker.heap.map_or(0, |heap| heap.rss).max(worker.peak_rss_bytes));
+        self.finish(task, outcome, peak.filter(|peak| *peak > 0));
+        self.learn_footprint_of(worker, true);
         self.release(worker);
     }
 
@@ -109,6 +111,7 @@ impl Core {
                 self.fail_attempt(task, failure, retryable, None);
             }
         }
+        self.learn_footprint_of(worker, false);
         self.release(worker);
     }
 
@@ -130,6 +133,7 @@ impl Core {
                 return self.kill_failing(id, FailureCode::ProtocolError, message, false, ExitReason::Protocol);
             }
         }
+        self.learn_footprint_of(id, false);
         self.release(id);
     }
 
@@ -149,6 +153,7 @@ impl Core {
             has_checkpoint: checkpoint,
             preemptions,
             request: spec.request_id.clone(),
+            incident: self.governor.incident(),
         });
     }
 
@@ -168,11 +173,14 @@ impl Core {
     fn release(&mut self, id: WorkerId) {
         let settings = &self.settings.workers;
         let is_draining = self.draining.is_some();
-        let has_surplus = self.has_surplus();
+        let (has_surplus, governs_memory) = (self.has_surplus(), self.governs_memory());
         let Some(worker) = self.pool.get_mut(id) else { return };
         worker.tasks_done += 1;
         let is_worn = settings.recycle_after_tasks > 0 && worker.tasks_done >= settings.recycle_after_tasks;
-        let ends = worker.retiring || is_worn || is_draining || has_surplus || !self.settings.features.worker_pool;
+        // Why: it was asked to free memory when it went over its soft limit, and has not.
+        let is_fat = governs_memory && worker.is_fat();
+        let ends =
+            worker.retiring || is_worn || is_fat || is_draining || has_surplus || !self.settings.features.worker_pool;
         worker.state = WorkerState::Idle { since: self.now.at };
         let agent = worker.agent.name.clone();
         self.note_health(&agent);
@@ -225,7 +233,8 @@ impl Core {
         match worker.task().and_then(|task| self.ledger.get(task)) {
             Some(task) => {
                 let (task, request) = (task.id, task.spec.request_id.clone());
-                self.notice(Notice::TaskKilled { task, worker: id, agent, code, text: message.clone(), request });
+                let (text, incident) = (message.clone(), self.governor.incident());
+                self.notice(Notice::TaskKilled { task, worker: id, agent, code, text, request, incident });
             }
             None => self.notice(Notice::WorkerKilled { worker: id, agent, text: message.clone() }),
         }
@@ -248,7 +257,7 @@ impl Core {
                 Stage::Working | Stage::Preempting { .. } | Stage::Cancelling { .. } => (Some(*task), verdict),
             },
             WorkerState::Idle { .. } => (None, verdict),
-            WorkerState::Starting { .. } | WorkerState::Stopping { .. } => (None, Verdict::NoTask),
+            WorkerState::Starting { .. } | WorkerState::Stopping { .. } => (None, Verdict::NoTask { reason }),
             WorkerState::Dying { .. } => return,
         };
         worker.state = WorkerState::Dying { task, verdict };
@@ -256,64 +265,78 @@ impl Core {
 
     fn exited(&mut self, id: WorkerId, exit: &Exit) {
         let Some(mut worker) = self.pool.remove(id) else { return };
-        let agent = worker.agent.name.clone();
+        let peak = self.learn_from_exit(&mut worker, exit);
         let state = std::mem::replace(&mut worker.state, WorkerState::Stopping { deadline: self.now.at });
-        let orderly = exit.status == Some(0);
         match state {
             WorkerState::Stopping { .. } => {
                 self.note_exit(id, &worker, ExitReason::Finished, exit, String::new());
             }
-            WorkerState::Idle { .. } if orderly => {
-                self.note_exit(id, &worker, ExitReason::Finished, exit, String::new());
-            }
-            WorkerState::Idle { .. } => {
-                self.note_exit(id, &worker, ExitReason::Crashed, exit, "it ended while idle".to_string());
-                self.note_health_failure(&agent);
-            }
+            WorkerState::Idle { .. } => self.idle_ended(id, &worker, exit),
             WorkerState::Starting { .. } => {
                 let message = format!("it {} before it said READY", ending(exit));
-                self.note_exit(id, &worker, ExitReason::Crashed, exit, message.clone());
+                self.note_exit(id, &worker, crash_reason(exit), exit, message.clone());
                 let failure = explained(Failure::new(FailureCode::SpawnFailed, message), exit);
-                self.start_failed(&agent, worker.retiring, failure);
+                self.start_failed(&worker.agent.name, worker.retiring, failure);
             }
             WorkerState::Dying { task, verdict } => {
-                let (reason, text) = match &verdict {
-                    Verdict::Failed { failure, reason, .. } => (*reason, failure.message.clone()),
-                    Verdict::NoTask | Verdict::Cancelled | Verdict::LeftToNextStart => {
-                        (ExitReason::Killed, String::new())
-                    }
-                };
-                self.note_exit(id, &worker, reason, exit, text);
-                if matches!(verdict, Verdict::Failed { .. }) {
-                    self.note_health_failure(&agent);
-                }
+                self.note_killed(id, &worker, &verdict, exit);
                 if let Some(task) = task {
-                    self.apply(task, verdict, exit);
+                    self.apply(task, verdict, exit, peak);
                 }
             }
             WorkerState::Busy { task, stage, .. } => match worker.agent.mode {
-                AgentMode::Oneshot => self.oneshot_ended(id, &worker, task, stage, exit),
-                AgentMode::Persistent => self.persistent_crashed(id, &worker, task, stage, exit),
+                AgentMode::Oneshot => self.oneshot_ended(id, &worker, task, stage, exit, peak),
+                AgentMode::Persistent => self.persistent_crashed(id, &worker, task, stage, exit, peak),
             },
         }
     }
 
-    fn oneshot_ended(&mut self, id: WorkerId, worker: &Worker, task: TaskId, stage: Stage, exit: &Exit) {
-        let peak = (exit.peak_rss_bytes > 0).then_some(exit.peak_rss_bytes);
-        let agent = &worker.agent.name;
-        let is_crash = exit.signal.is_some() && stage == Stage::Working;
-        let reason = if is_crash { ExitReason::Crashed } else { ExitReason::Finished };
+    fn idle_ended(&mut self, id: WorkerId, worker: &Worker, exit: &Exit) {
+        if exit.status == Some(0) {
+            return self.note_exit(id, worker, ExitReason::Finished, exit, String::new());
+        }
+        self.note_exit(id, worker, crash_reason(exit), exit, "it ended while idle".to_string());
+        self.note_health_failure(&worker.agent.name);
+    }
+
+    /// A worker that was killed here is gone.
+    fn note_killed(&mut self, id: WorkerId, worker: &Worker, verdict: &Verdict, exit: &Exit) {
+        let (reason, text) = match verdict {
+            Verdict::Failed { failure, reason, .. } => (*reason, failure.message.clone()),
+            Verdict::NoTask { reason } => (*reason, String::new()),
+            Verdict::Cancelled | Verdict::LeftToNextStart => (ExitReason::Killed, String::new()),
+        };
+        self.note_exit(id, worker, reason, exit, text);
+        // Why: who was killed to save the host has done nothing wrong.
+        if matches!(verdict, Verdict::Failed { failure, .. } if failure.code != FailureCode::MemoryEmergency) {
+            self.note_health_failure(&worker.agent.name);
+        }
+    }
+
+    fn oneshot_ended(
+        &mut self,
+        id: WorkerId,
+        worker: &Worker,
+        task: TaskId,
+        stage: Stage,
+        exit: &Exit,
+        peak: Option<u64>,
+    ) {
+        let is_success = exit.status == Some(0) && exit.result_error.is_none();
+        // Why: of a shell whose child the kernel killed, only the cgroup and not the exit status tells.
+        let is_crash = stage == Stage::Working && !is_success && (exit.signal.is_some() || exit.oom_killed);
+        let reason = if is_crash { crash_reason(exit) } else { ExitReason::Finished };
         self.note_exit(id, worker, reason, exit, String::new());
         if is_crash {
-            self.note_health_failure(agent);
+            self.note_health_failure(&worker.agent.name);
         } else {
-            self.note_health(agent);
+            self.note_health(&worker.agent.name);
         }
         match (stage, &exit.result) {
             (Stage::Cancelling { reason: CancelReason::Requested, .. }, _) => {
                 self.finish(task, Outcome::Cancelled, peak);
             }
-            (_, Some(result)) if exit.status == Some(0) && exit.result_error.is_none() => {
+            (_, Some(result)) if is_success => {
                 self.finish(task, Outcome::Completed(result.clone()), peak);
             }
             (Stage::Cancelling { reason: CancelReason::Timeout, .. }, _) => {
@@ -329,28 +352,39 @@ impl Core {
         }
     }
 
-    fn persistent_crashed(&mut self, id: WorkerId, worker: &Worker, task: TaskId, stage: Stage, exit: &Exit) {
-        let message = format!("the worker {} while it ran the task", ending(exit));
-        self.note_exit(id, worker, ExitReason::Crashed, exit, message.clone());
+    fn persistent_crashed(
+        &mut self,
+        id: WorkerId,
+        worker: &Worker,
+        task: TaskId,
+        stage: Stage,
+        exit: &Exit,
+        peak: Option<u64>,
+    ) {
+        let (code, message) = if was_killed_by_kernel(exit) {
+            (FailureCode::WorkerOom, kernel_kill(exit))
+        } else {
+            (FailureCode::WorkerCrashed, format!("the worker {} while it ran the task", ending(exit)))
+        };
+        self.note_exit(id, worker, crash_reason(exit), exit, message.clone());
         self.note_health_failure(&worker.agent.name);
         let verdict = match stage {
             Stage::Cancelling { reason: CancelReason::Requested, .. } => Verdict::Cancelled,
             Stage::Cancelling { reason: CancelReason::Timeout, .. } => self.failed_verdict(self.timeout_failure(task)),
             Stage::Working | Stage::Preempting { .. } | Stage::Cancelling { reason: CancelReason::Drain, .. } => {
-                self.failed_verdict(Failure::new(FailureCode::WorkerCrashed, message))
+                self.failed_verdict(Failure::new(code, message))
             }
         };
-        self.apply(task, verdict, exit);
+        self.apply(task, verdict, exit, peak);
     }
 
     fn failed_verdict(&self, failure: Failure) -> Verdict {
         Verdict::Failed { failure: Box::new(failure), retryable: true, reason: ExitReason::Crashed }
     }
 
-    fn apply(&mut self, task: TaskId, verdict: Verdict, exit: &Exit) {
-        let peak = (exit.peak_rss_bytes > 0).then_some(exit.peak_rss_bytes);
+    fn apply(&mut self, task: TaskId, verdict: Verdict, exit: &Exit, peak: Option<u64>) {
         match verdict {
-            Verdict::NoTask | Verdict::LeftToNextStart => {}
+            Verdict::NoTask { .. } | Verdict::LeftToNextStart => {}
             Verdict::Cancelled => self.finish(task, Outcome::Cancelled, peak),
             Verdict::Failed { failure, retryable, .. } => {
                 self.fail_attempt(task, explained(*failure, exit), retryable, peak);
@@ -415,10 +449,32 @@ fn oneshot_failure(exit: &Exit) -> Failure {
     if let Some(error) = &exit.result_error {
         return Failure::new(FailureCode::AgentFailed, error.clone());
     }
+    if was_killed_by_kernel(exit) {
+        return Failure::new(FailureCode::WorkerOom, kernel_kill(exit));
+    }
     if exit.signal.is_some() {
         return Failure::new(FailureCode::WorkerCrashed, format!("the process {}", ending(exit)));
     }
     Failure::new(FailureCode::AgentFailed, format!("the process {}; its stderr may say why", ending(exit)))
+}
+
+/// A KILL that nobody here sent, or the cgroup's own word.
+fn was_killed_by_kernel(exit: &Exit) -> bool {
+    const KILL: i32 = 9;
+    exit.oom_killed || exit.signal == Some(KILL)
+}
+
+fn crash_reason(exit: &Exit) -> ExitReason {
+    if was_killed_by_kernel(exit) { ExitReason::OutOfMemory } else { ExitReason::Crashed }
+}
+
+fn kernel_kill(exit: &Exit) -> String {
+    if exit.oom_killed {
+        "the kernel killed it at its memory limit: raise hard_limit_mb, or let it use less".to_string()
+    } else {
+        "it was killed by a KILL that the daemon did not send, most likely by the kernel for want of memory: see dmesg"
+            .to_string()
+    }
 }
 
 fn ending(exit: &Exit) -> String {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Core;
 use super::event::{Action, Record};
-use super::ids::TaskId;
+use super::ids::{AgentName, TaskId};
 use super::ledger::{FinishedTask, Phase, Task};
 use super::task::{Failure, FailureCode, TaskSpec};
 
@@ -17,6 +17,7 @@ pub struct Unfinished {
     pub created_ms: u64,
     pub started_ms: Option<u64>,
     pub retries: u32,
+    pub memory_deaths: u32,
     pub preemptions: u32,
     pub state: UnfinishedState,
     pub has_checkpoint: bool,
@@ -34,10 +35,10 @@ pub enum UnfinishedState {
 impl Unfinished {
     /// The records that lead to this state.
     pub fn records(&self) -> Vec<Record> {
-        let (task, retries, preemptions) = (self.id, self.retries, self.preemptions);
+        let (task, retries, memory_deaths, preemptions) = (self.id, self.retries, self.memory_deaths, self.preemptions);
         let mut records = vec![Record::Accepted { task, spec: self.spec.clone(), created_ms: self.created_ms }];
         records.extend(self.started_ms.map(|started_ms| Record::Started { task, started_ms }));
-        let returned = |preempted| Record::Returned { task, retries, preemptions, preempted };
+        let returned = |preempted| Record::Returned { task, retries, memory_deaths, preemptions, preempted };
         match self.state {
             UnfinishedState::Queued => {}
             UnfinishedState::Returned => records.push(returned(false)),
@@ -55,7 +56,9 @@ impl Core {
     /// The shortest list of records that says how everything stands.
     pub fn records(&self) -> Vec<Record> {
         let finished = self.ledger.finished_in_order().map(|task| Record::Finished(task.clone()));
-        finished.chain(self.ledger.live().flat_map(|task| self.unfinished(task).records())).collect()
+        let footprints =
+            self.footprints.iter().map(|(agent, peak_bytes)| Record::Footprint { agent: agent.clone(), peak_bytes });
+        finished.chain(footprints).chain(self.ledger.live().flat_map(|task| self.unfinished(task).records())).collect()
     }
 
     fn unfinished(&self, task: &Task) -> Unfinished {
@@ -71,6 +74,7 @@ impl Core {
             created_ms: task.created_ms,
             started_ms: task.started_ms,
             retries: task.retries,
+            memory_deaths: task.memory_deaths,
             preemptions: task.preemptions,
             state,
             has_checkpoint: task.has_checkpoint,
@@ -99,8 +103,18 @@ impl Core {
         std::mem::take(&mut self.actions)
     }
 
+    /// What tasks of each agent were seen to need at most.
+    pub fn restore_footprints(&mut self, footprints: Vec<(AgentName, u64)>) {
+        for (agent, peak) in footprints {
+            if self.settings.agents.contains_key(&agent) {
+                self.footprints.restore(agent, peak);
+            }
+        }
+    }
+
     fn restore_one(&mut self, task: Unfinished) {
-        let Unfinished { id, spec, created_ms, started_ms, retries, preemptions, state, has_checkpoint } = task;
+        let Unfinished { id, spec, created_ms, started_ms, retries, memory_deaths, preemptions, state, has_checkpoint } =
+            task;
         let (priority, max_retries) = (spec.priority, spec.max_retries);
         let phase = match state {
             UnfinishedState::Preempted => Phase::Preempted,
@@ -115,8 +129,10 @@ impl Core {
             started_ms,
             phase,
             retries,
+            memory_deaths,
             preemptions,
             has_checkpoint,
+            is_passed_over: false,
             progress: None,
             permit: None,
         });
@@ -127,7 +143,13 @@ impl Core {
             }
             UnfinishedState::Running if has_checkpoint => {
                 self.queue.put_back(priority, id, |other| id < other);
-                self.actions.push(Action::Record(Record::Returned { task: id, retries, preemptions, preempted: true }));
+                self.actions.push(Action::Record(Record::Returned {
+                    task: id,
+                    retries,
+                    memory_deaths,
+                    preemptions,
+                    preempted: true,
+                }));
             }
             UnfinishedState::Running => {
                 let message = if retries < max_retries {

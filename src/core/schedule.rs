@@ -11,13 +11,14 @@ pub struct Schedule {
     next_at: Duration,
     skipped_in_a_row: u32,
     skipped: u64,
+    is_forced: bool,
 }
 
 impl Schedule {
     /// The first beat is due one period from now.
     pub fn new(settings: Arc<ScheduleSettings>, now: Duration) -> Self {
         let next_at = now + settings.every;
-        Schedule { settings, next_at, skipped_in_a_row: 0, skipped: 0 }
+        Schedule { settings, next_at, skipped_in_a_row: 0, skipped: 0, is_forced: false }
     }
 
     /// The same schedule under new settings; a shorter period takes effect at once.
@@ -58,6 +59,18 @@ impl Schedule {
 
     pub fn note_beat(&mut self) {
         self.skipped_in_a_row = 0;
+        self.is_forced = false;
+    }
+
+    /// A beat after `max_skips`: it runs though memory is short.
+    pub fn note_forced_beat(&mut self) {
+        self.note_beat();
+        self.is_forced = true;
+    }
+
+    /// Whether the last beat given out was one after `max_skips`.
+    pub fn is_forced(&self) -> bool {
+        self.is_forced
     }
 }
 

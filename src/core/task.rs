@@ -232,6 +232,11 @@ impl FailureCode {
         FailureCode::RetriesExhausted,
     ];
 
+    /// Whether the attempt ended because memory was short or over a limit.
+    pub fn is_for_memory(self) -> bool {
+        matches!(self, FailureCode::WorkerOom | FailureCode::MemoryEmergency)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             FailureCode::AgentFailed => "agent_failed",

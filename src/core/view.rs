@@ -30,6 +30,8 @@ pub struct Snapshot {
 #[derive(Debug, Clone)]
 pub struct MemoryView {
     pub level: Level,
+    /// How far shedding has gone.
+    pub rung: Level,
     pub pressure: f64,
     pub budget: Option<f64>,
     pub incident: Option<IncidentId>,
@@ -201,8 +203,9 @@ impl Core {
             level: self.governor.level(),
             pressure: self.governor.pressure(&settings),
             budget: sample.as_ref().and_then(|(_, sample)| governor::budget(sample, &settings)),
+            rung: self.governor.rung(),
             incident: self.governor.incident(),
-            retry_after: super::refusal::honest(self.governor.retry_after(&settings)),
+            retry_after: super::refusal::honest(self.governor.retry_after(&settings, self.next_end())),
             settings,
             sample,
         }

@@ -159,6 +159,7 @@ fn start(
     let damaged = restored.damaged_lines;
     let (unfinished, finished) = (restored.unfinished.len(), restored.finished.len());
     let mut core = Core::new(settings::settings(&config), now);
+    core.restore_footprints(restored.footprints);
     let actions = core.restore(restored.finished, restored.unfinished);
 
     let syncer = if spool.is_synchronous() {

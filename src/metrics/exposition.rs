@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::http::HttpMetrics;
 use super::{Histogram, Metrics, TASK_BUCKETS, state_value};
 use crate::core::governor::Level;
+use crate::core::notice::ExitReason;
 use crate::core::task::Priority;
 use crate::core::view::Snapshot;
 use crate::sys::proc_self::Process;
@@ -21,6 +22,7 @@ pub fn exposition(
     let mut page = Page { text: String::with_capacity(24 * 1024) };
     page.memory(metrics, snapshot);
     page.workers(metrics, snapshot);
+    page.out_of_memory(metrics);
     page.queue_and_tasks(metrics, snapshot);
     page.breakers(metrics, snapshot);
     page.http(http, connections);
@@ -63,6 +65,12 @@ impl Page {
                 self.value(name, &[("level", level.name()), ("direction", direction.name())], count as f64);
             }
         }
+        let name = "kurultai_memory_recovery_actions_total";
+        self.family(name, "counter", "What was done about memory, by action.");
+        for action in ["gc", "retire_idle", "preempt", "kill", "none"] {
+            let count = metrics.recovery_actions.get(action).copied().unwrap_or(0);
+            self.value(name, &[("action", action)], count as f64);
+        }
         self.counter("kurultai_memory_samples_total", "Memory readings taken.", metrics.memory_samples);
         self.family("kurultai_daemon_memory_bytes", "gauge", "Memory of the daemon itself.");
         let rss = sample.map_or(0, |sample| sample.daemon_rss_bytes);
@@ -99,6 +107,19 @@ impl Page {
                 let labels = [("agent", &**agent), ("reason", reason.name())];
                 self.value("kurultai_worker_exits_total", &labels, *count as f64);
             }
+        }
+    }
+
+    fn out_of_memory(&mut self, metrics: &Metrics) {
+        let name = "kurultai_worker_oom_total";
+        self.family(
+            name,
+            "counter",
+            "Worker processes that went over their memory limit or were killed by the kernel for it.",
+        );
+        for (agent, counts) in &metrics.agents {
+            let count = counts.exits.get(&ExitReason::OutOfMemory).copied().unwrap_or(0);
+            self.value(name, &[("agent", agent)], count as f64);
         }
     }
 

@@ -31,6 +31,7 @@ pub struct Metrics {
     evicted: u64,
     retried: u64,
     heartbeats_skipped: u64,
+    recovery_actions: BTreeMap<&'static str, u64>,
     memory_samples: u64,
     crossings: BTreeMap<(Level, Direction), u64>,
     transitions: BTreeMap<(Arc<str>, &'static str), u64>,
@@ -121,6 +122,7 @@ impl Metrics {
             Notice::HeartbeatSkipped { .. } => self.heartbeats_skipped += 1,
             Notice::WorkerSpawned { agent, .. } => self.agent(agent).spawns += 1,
             Notice::WorkerExited { agent, reason, .. } => *self.agent(agent).exits.entry(*reason).or_default() += 1,
+            Notice::MemoryAction { action, .. } => *self.recovery_actions.entry(action).or_default() += 1,
             Notice::Circuit { breaker, to, .. } => {
                 *self.transitions.entry((breaker.clone(), to.name())).or_default() += 1;
             }
@@ -128,6 +130,7 @@ impl Metrics {
             Notice::TaskProgress { .. }
             | Notice::TaskCancelled { .. }
             | Notice::WorkerKilled { .. }
+            | Notice::WorkerSoftLimit { .. }
             | Notice::ConfigReloaded { .. }
             | Notice::ConfigRejected { .. }
             | Notice::AgentUnavailable { .. } => {}

@@ -342,7 +342,9 @@ impl<W: Send + 'static> Scheduler<W> {
             // Why: written already, before anything else of this turn.
             Action::Record(Record::Finished(task)) => self.clear_inputs(&task),
             Action::Record(Record::Forgotten { task }) => self.files.remove_result(task),
-            Action::Record(Record::Accepted { .. } | Record::Started { .. } | Record::Returned { .. }) => {}
+            Action::Record(
+                Record::Accepted { .. } | Record::Started { .. } | Record::Returned { .. } | Record::Footprint { .. },
+            ) => {}
             Action::Worker(worker, order) => {
                 if let Err(refused) = self.ports.supervisor.send(worker, order) {
                     // INVARIANT: its capacity is the most orders that can be in flight.

@@ -35,6 +35,8 @@ pub(super) enum Line {
     Returned {
         task: u64,
         retries: u32,
+        #[serde(skip_serializing_if = "is_zero", default)]
+        memory_deaths: u32,
         preemptions: u32,
         preempted: bool,
     },
@@ -55,6 +57,10 @@ pub(super) enum Line {
         end: End,
         #[serde(flatten)]
         spec: Spec,
+    },
+    Footprint {
+        agent: String,
+        peak_bytes: u64,
     },
     Forgotten {
         task: u64,
@@ -131,8 +137,15 @@ impl Line {
                 Line::Accepted { task: task.0, at: *created_ms, spec: Spec::of(spec) }
             }
             Record::Started { task, started_ms } => Line::Started { task: task.0, at: *started_ms },
-            Record::Returned { task, retries, preemptions, preempted } => {
-                Line::Returned { task: task.0, retries: *retries, preemptions: *preemptions, preempted: *preempted }
+            Record::Returned { task, retries, memory_deaths, preemptions, preempted } => Line::Returned {
+                task: task.0,
+                retries: *retries,
+                memory_deaths: *memory_deaths,
+                preemptions: *preemptions,
+                preempted: *preempted,
+            },
+            Record::Footprint { agent, peak_bytes } => {
+                Line::Footprint { agent: agent.to_string(), peak_bytes: *peak_bytes }
             }
             Record::Finished(task) => Line::Finished {
                 task: task.id.0,
@@ -158,9 +171,10 @@ impl Line {
                 Record::Accepted { task: TaskId(task), spec: Arc::new(spec.into_spec()?), created_ms: at }
             }
             Line::Started { task, at } => Record::Started { task: TaskId(task), started_ms: at },
-            Line::Returned { task, retries, preemptions, preempted } => {
-                Record::Returned { task: TaskId(task), retries, preemptions, preempted }
+            Line::Returned { task, retries, memory_deaths, preemptions, preempted } => {
+                Record::Returned { task: TaskId(task), retries, memory_deaths, preemptions, preempted }
             }
+            Line::Footprint { agent, peak_bytes } => Record::Footprint { agent: Arc::from(agent), peak_bytes },
             Line::Finished {
                 task,
                 created,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::files::Files;
 use crate::core::event::Record;
-use crate::core::ids::TaskId;
+use crate::core::ids::{AgentName, TaskId};
 use crate::core::ledger::FinishedTask;
 use crate::core::restore::{Unfinished, UnfinishedState};
 use crate::core::task::{Outcome, Payload, ResultPlace};
@@ -15,6 +15,8 @@ use crate::core::task::{Outcome, Payload, ResultPlace};
 pub struct Restored {
     pub finished: Vec<FinishedTask>,
     pub unfinished: Vec<Unfinished>,
+    /// The most memory a task of each agent was seen to need, in bytes.
+    pub footprints: Vec<(AgentName, u64)>,
     /// The first task number that was never given out.
     pub next_task: u64,
     pub damaged_lines: usize,
@@ -24,7 +26,11 @@ impl Restored {
     /// The shortest journal that says the same.
     pub(super) fn records(&self) -> Vec<Record> {
         let finished = self.finished.iter().map(|task| Record::Finished(Arc::new(task.clone())));
-        finished.chain(self.unfinished.iter().flat_map(Unfinished::records)).collect()
+        let footprints = self
+            .footprints
+            .iter()
+            .map(|(agent, peak_bytes)| Record::Footprint { agent: agent.clone(), peak_bytes: *peak_bytes });
+        finished.chain(footprints).chain(self.unfinished.iter().flat_map(Unfinished::records)).collect()
     }
 }
 
@@ -32,6 +38,7 @@ pub(super) fn replay(records: Vec<Record>, next: u64) -> Restored {
     let mut unfinished: BTreeMap<TaskId, Unfinished> = BTreeMap::new();
     let mut finished: BTreeMap<TaskId, FinishedTask> = BTreeMap::new();
     let mut ended: Vec<TaskId> = Vec::new();
+    let mut footprints: BTreeMap<AgentName, u64> = BTreeMap::new();
     let mut next = next;
     for record in records {
         match record {
@@ -44,6 +51,7 @@ pub(super) fn replay(records: Vec<Record>, next: u64) -> Restored {
                     created_ms,
                     started_ms: None,
                     retries: 0,
+                    memory_deaths: 0,
                     preemptions: 0,
                     state,
                     has_checkpoint: false,
@@ -56,9 +64,12 @@ pub(super) fn replay(records: Vec<Record>, next: u64) -> Restored {
                     task.state = UnfinishedState::Running;
                 }
             }
-            Record::Returned { task, retries, preemptions, preempted } => {
+            Record::Footprint { agent, peak_bytes } => {
+                footprints.insert(agent, peak_bytes);
+            }
+            Record::Returned { task, retries, memory_deaths, preemptions, preempted } => {
                 if let Some(task) = unfinished.get_mut(&task) {
-                    (task.retries, task.preemptions) = (retries, preemptions);
+                    (task.retries, task.memory_deaths, task.preemptions) = (retries, memory_deaths, preemptions);
                     task.state = if preempted { UnfinishedState::Preempted } else { UnfinishedState::Returned };
                 }
             }
@@ -76,6 +87,7 @@ pub(super) fn replay(records: Vec<Record>, next: u64) -> Restored {
     Restored {
         finished: ended.into_iter().filter_map(|task| finished.remove(&task)).collect(),
         unfinished: unfinished.into_values().collect(),
+        footprints: footprints.into_iter().collect(),
         next_task: next,
         damaged_lines: 0,
     }

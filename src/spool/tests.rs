@@ -35,7 +35,7 @@ fn what_was_accepted_is_there_after_reopening_and_numbers_go_on() {
         accepted(task.0, b"not utf8: \xff"),
         Record::Started { task, started_ms: 78 },
         accepted(2, b"text"),
-        Record::Returned { task, retries: 1, preemptions: 2, preempted: false },
+        Record::Returned { task, retries: 1, memory_deaths: 0, preemptions: 2, preempted: false },
     ];
     spool.append(records.iter()).expect("written");
     drop(spool);

@@ -297,6 +297,7 @@ impl Worker {
             }
         };
         let mut exit = Exit {
+            oom_killed: false,
             status: ended.and_then(|ended| ended.status),
             signal: ended.and_then(|ended| ended.signal),
             stderr_tail: self.tail.text(),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{Field, Notice};
+use crate::core::ids::IncidentId;
 
 impl Notice {
     /// Its values in a fixed order, named as in the log; `each` is called once a value.
@@ -72,7 +73,8 @@ impl Notice {
                 each("agent", text(agent));
                 each("request", text(request));
             }
-            Notice::TaskPreempted { task, worker, agent, has_checkpoint, preemptions, request } => {
+            Notice::TaskPreempted { task, worker, agent, has_checkpoint, preemptions, request, incident } => {
+                each_incident(incident.as_ref(), each);
                 each("task", id(task));
                 each("worker", id(worker));
                 each("agent", text(agent));
@@ -86,7 +88,8 @@ impl Notice {
                 each("madeRoomFor", id(made_room_for));
                 each("request", text(request));
             }
-            Notice::TaskKilled { task, worker, agent, code, text: why, request } => {
+            Notice::TaskKilled { task, worker, agent, code, text: why, request, incident } => {
+                each_incident(incident.as_ref(), each);
                 each("task", id(task));
                 each("worker", id(worker));
                 each("agent", text(agent));
@@ -101,9 +104,7 @@ impl Notice {
                 optional(schedule.as_deref(), "schedule", each);
                 each("agent", text(agent));
                 each("text", text(why));
-                if let Some(incident) = incident {
-                    each("incident", id(incident));
-                }
+                each_incident(incident.as_ref(), each);
             }
             Notice::WorkerSpawned { worker, agent, pid } => {
                 each("worker", id(worker));
@@ -141,6 +142,24 @@ impl Notice {
                     each("retryAfterMs", millis(retry_after));
                 }
             }
+            Notice::WorkerSoftLimit { worker, agent, rss_bytes, soft_limit_bytes, incident } => {
+                each_incident(incident.as_ref(), each);
+                each("worker", id(worker));
+                each("agent", text(agent));
+                each("rssBytes", Field::Count(*rss_bytes));
+                each("softLimitBytes", Field::Count(*soft_limit_bytes));
+            }
+            Notice::MemoryAction { action, task, worker, text: why, incident } => {
+                each_incident(incident.as_ref(), each);
+                each("action", text(action));
+                if let Some(task) = task {
+                    each("task", id(task));
+                }
+                if let Some(worker) = worker {
+                    each("worker", id(worker));
+                }
+                each("text", text(why));
+            }
             Notice::ConfigReloaded { changed, needs_restart } => {
                 each("changed", text(changed));
                 each("needsRestart", text(needs_restart));
@@ -160,6 +179,12 @@ impl Notice {
 
 fn id(id: &dyn fmt::Display) -> Field<'_> {
     Field::Id(id)
+}
+
+fn each_incident<'a>(incident: Option<&'a IncidentId>, each: &mut dyn FnMut(&'static str, Field<'a>)) {
+    if let Some(incident) = incident {
+        each("incident", id(incident));
+    }
 }
 
 fn text(text: &str) -> Field<'_> {

@@ -79,6 +79,7 @@ pub enum Notice {
         has_checkpoint: bool,
         preemptions: u32,
         request: Arc<str>,
+        incident: Option<IncidentId>,
     },
     TaskEvicted {
         task: TaskId,
@@ -93,6 +94,7 @@ pub enum Notice {
         code: FailureCode,
         text: String,
         request: Arc<str>,
+        incident: Option<IncidentId>,
     },
     HeartbeatSkipped {
         schedule: Option<Arc<str>>,
@@ -130,6 +132,20 @@ pub enum Notice {
         openings: usize,
         retry_after: Option<Duration>,
     },
+    WorkerSoftLimit {
+        worker: WorkerId,
+        agent: Arc<str>,
+        rss_bytes: u64,
+        soft_limit_bytes: u64,
+        incident: Option<IncidentId>,
+    },
+    MemoryAction {
+        action: &'static str,
+        task: Option<TaskId>,
+        worker: Option<WorkerId>,
+        text: String,
+        incident: Option<IncidentId>,
+    },
     ConfigReloaded {
         changed: String,
         needs_restart: String,
@@ -157,12 +173,20 @@ pub enum ExitReason {
     /// A rule of the daemon killed it.
     Killed,
     Protocol,
+    /// Over its own memory limit, or killed by the kernel for memory's sake.
+    OutOfMemory,
     SpawnFailed,
 }
 
 impl ExitReason {
-    pub const ALL: [ExitReason; 5] =
-        [ExitReason::Finished, ExitReason::Crashed, ExitReason::Killed, ExitReason::Protocol, ExitReason::SpawnFailed];
+    pub const ALL: [ExitReason; 6] = [
+        ExitReason::Finished,
+        ExitReason::Crashed,
+        ExitReason::Killed,
+        ExitReason::Protocol,
+        ExitReason::OutOfMemory,
+        ExitReason::SpawnFailed,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -170,6 +194,7 @@ impl ExitReason {
             ExitReason::Crashed => "crashed",
             ExitReason::Killed => "killed",
             ExitReason::Protocol => "protocol",
+            ExitReason::OutOfMemory => "oom",
             ExitReason::SpawnFailed => "spawn_failed",
         }
     }
@@ -196,7 +221,7 @@ pub enum Field<'a> {
 
 impl Notice {
     /// The event names that stand in kurultaid(8).
-    pub const NAMES: [&'static str; 26] = [
+    pub const NAMES: [&'static str; 28] = [
         "TASK_ACCEPTED",
         "TASK_REJECTED",
         "TASK_STARTED",
@@ -212,6 +237,7 @@ impl Notice {
         "WORKER_SPAWNED",
         "WORKER_EXITED",
         "WORKER_KILLED",
+        "WORKER_SOFT_LIMIT",
         "AGENT_UNAVAILABLE",
         "CIRCUIT_OPEN",
         "CIRCUIT_HALF_OPEN",
@@ -221,6 +247,7 @@ impl Notice {
         "MEMORY_REJECT",
         "MEMORY_EMERGENCY",
         "MEMORY_CLEARED",
+        "MEMORY_ACTION",
         "CONFIG_RELOADED",
         "CONFIG_REJECTED",
     ];
@@ -246,6 +273,8 @@ impl Notice {
             Notice::Circuit { to: BreakerState::Open, .. } => "CIRCUIT_OPEN",
             Notice::Circuit { to: BreakerState::HalfOpen, .. } => "CIRCUIT_HALF_OPEN",
             Notice::Circuit { to: BreakerState::Closed, .. } => "CIRCUIT_CLOSED",
+            Notice::WorkerSoftLimit { .. } => "WORKER_SOFT_LIMIT",
+            Notice::MemoryAction { .. } => "MEMORY_ACTION",
             Notice::ConfigReloaded { .. } => "CONFIG_RELOADED",
             Notice::ConfigRejected { .. } => "CONFIG_REJECTED",
             Notice::MemoryLevel { from, to, .. } if to < from => "MEMORY_CLEARED",
@@ -279,6 +308,8 @@ impl Notice {
             | Notice::TaskKilled { .. }
             | Notice::WorkerExited { .. }
             | Notice::WorkerKilled { .. }
+            | Notice::WorkerSoftLimit { .. }
+            | Notice::MemoryAction { .. }
             | Notice::Circuit { to: BreakerState::Open, .. }
             | Notice::MemoryLevel { .. } => Severity::Warning,
             Notice::ConfigReloaded { .. } => Severity::Info,
@@ -298,13 +329,14 @@ impl Notice {
             | Notice::TaskPreempted { task, .. }
             | Notice::TaskEvicted { task, .. }
             | Notice::TaskKilled { task, .. } => Some(*task),
-            Notice::HeartbeatSkipped { task, .. } => *task,
+            Notice::HeartbeatSkipped { task, .. } | Notice::MemoryAction { task, .. } => *task,
             Notice::TaskRejected { .. }
             | Notice::WorkerSpawned { .. }
             | Notice::WorkerExited { .. }
             | Notice::WorkerKilled { .. }
             | Notice::AgentUnavailable { .. }
             | Notice::Circuit { .. }
+            | Notice::WorkerSoftLimit { .. }
             | Notice::ConfigReloaded { .. }
             | Notice::ConfigRejected { .. }
             | Notice::MemoryLevel { .. } => None,
@@ -329,6 +361,8 @@ impl Notice {
             | Notice::WorkerKilled { .. }
             | Notice::AgentUnavailable { .. }
             | Notice::Circuit { .. }
+            | Notice::WorkerSoftLimit { .. }
+            | Notice::MemoryAction { .. }
             | Notice::ConfigReloaded { .. }
             | Notice::ConfigRejected { .. }
             | Notice::MemoryLevel { .. } => true,

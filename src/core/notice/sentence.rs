@@ -39,6 +39,12 @@ impl Notice {
                 retry_after.as_secs()
             ),
             Notice::Circuit { breaker, to, .. } => format!("circuit breaker {breaker} is now {}", to.name()),
+            Notice::WorkerSoftLimit { worker, rss_bytes, soft_limit_bytes, .. } => format!(
+                "worker {worker} uses {} MiB, over its soft limit of {} MiB: it is asked to free memory, and replaced after its task if it does not",
+                rss_bytes >> 20,
+                soft_limit_bytes >> 20
+            ),
+            Notice::MemoryAction { action, text, .. } => format!("memory ({action}): {text}"),
             Notice::ConfigReloaded { changed, needs_restart } => {
                 let named = |keys: &str| if keys.is_empty() { "nothing".to_string() } else { keys.to_string() };
                 format!(

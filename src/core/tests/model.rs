@@ -28,6 +28,7 @@ impl Remembered {
                     created_ms: *created_ms,
                     started_ms: None,
                     retries: 0,
+                    memory_deaths: 0,
                     preemptions: 0,
                     state: UnfinishedState::Queued,
                     has_checkpoint: false,
@@ -40,10 +41,10 @@ impl Remembered {
                 task.state = UnfinishedState::Running;
                 task.started_ms = task.started_ms.or(Some(*started_ms));
             }
-            Record::Returned { task, retries, preemptions, preempted } => {
+            Record::Returned { task, retries, memory_deaths, preemptions, preempted } => {
                 let task = self.living(*task);
                 assert!(*retries >= task.retries && *preemptions >= task.preemptions, "{} counts back", task.id);
-                (task.retries, task.preemptions) = (*retries, *preemptions);
+                (task.retries, task.memory_deaths, task.preemptions) = (*retries, *memory_deaths, *preemptions);
                 task.state = if *preempted { UnfinishedState::Preempted } else { UnfinishedState::Returned };
             }
             Record::Finished(finished) => {
@@ -51,6 +52,7 @@ impl Remembered {
                 self.unfinished.remove(&task).unwrap_or_else(|| panic!("{task} ended and was not alive"));
                 self.finished.insert(task, finished.clone());
             }
+            Record::Footprint { .. } => {}
             Record::Forgotten { task } => {
                 self.finished.remove(task).unwrap_or_else(|| panic!("{task} was forgotten and had not ended"));
             }

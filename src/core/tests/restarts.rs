@@ -15,6 +15,7 @@ fn left(id: u64, state: UnfinishedState, spec: TaskSpec) -> Unfinished {
         created_ms: 1,
         started_ms: None,
         retries: 0,
+        memory_deaths: 0,
         preemptions: 0,
         state,
         has_checkpoint: false,

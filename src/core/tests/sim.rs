@@ -146,6 +146,10 @@ pub fn memory(usage_bytes: u64) -> MemorySample {
     }
 }
 
+pub fn holding(sample: MemorySample, workers: &[(u64, u64)]) -> MemorySample {
+    MemorySample { workers: workers.iter().map(|(worker, rss)| (WorkerId(*worker), *rss)).collect(), ..sample }
+}
+
 pub fn result() -> ResultRef {
     ResultRef { place: ResultPlace::Inline(Arc::from(*b"1")), is_json: true }
 }
@@ -336,6 +340,18 @@ impl Sim {
 
     pub fn memory_at(&mut self, usage_bytes: u64) {
         self.feed(Event::MemorySampled(Box::new(memory(usage_bytes))));
+    }
+
+    /// A reading with what each worker holds.
+    pub fn read(&mut self, usage_bytes: u64, workers: &[(u64, u64)]) {
+        self.feed(Event::MemorySampled(Box::new(holding(memory(usage_bytes), workers))));
+    }
+
+    /// The same reading until shedding has climbed or come down to it.
+    pub fn stay(&mut self, usage_bytes: u64, workers: &[(u64, u64)]) {
+        for _ in 0..4 {
+            self.read(usage_bytes, workers);
+        }
     }
 
     pub fn reconfigure(&mut self, change: impl FnOnce(&mut Settings)) {

@@ -1,12 +1,12 @@
 //! Random walks. A failing one prints its seed; `KURULTAI_SEED=n cargo test walk` takes that one again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::sim::{agent, breaker, memory, s, schedule, settings, task};
 use super::world::{Dice, World};
 use crate::core::event::{BreakerRequest, Event};
-use crate::core::governor::MemorySample;
 use crate::core::ids::{PermitId, TaskId, WorkerId};
 use crate::core::order::{BreakerOp, PreemptReason, Report, WorkerReport};
 use crate::core::pool::Worker;
@@ -40,6 +40,7 @@ fn seeds() -> std::ops::Range<u64> {
 
 #[test]
 fn whatever_happens_nothing_is_lost_run_twice_or_left_waiting() {
+    let mut seen = BTreeSet::new();
     for seed in seeds() {
         let guard = Seed(seed);
         let mut dice = Dice(seed);
@@ -48,7 +49,11 @@ fn whatever_happens_nothing_is_lost_run_twice_or_left_waiting() {
             step(&mut world);
         }
         come_to_rest(&mut world);
+        seen.extend(world.watch.seen.keys().copied());
         drop(guard);
+    }
+    if seeds().count() > 1 {
+        assert_eq!(Vec::from_iter(seen), ["gc", "kill", "none", "preempt", "retire_idle"], "the walks lead everywhere");
     }
 }
 
@@ -61,12 +66,15 @@ fn random_settings(dice: &mut Dice) -> Settings {
     settings.queue.max_depth = 1 + dice.below(6) as usize;
     settings.queue.priority_limits[dice.below(5) as usize] = 1;
     settings.memory.mode = dice.pick(&[Mode::Hard, Mode::Hard, Mode::Soft, Mode::Observe]);
+    settings.memory.settle = s(dice.below(4));
+    settings.memory.min_free_bytes = dice.pick(&[0, 10, 400]);
     settings.retention.age = s(dice.pick(&[1, 60, 3600]));
     settings.features = Features {
         worker_pool: !dice.one_in(4),
         circuit_breakers: !dice.one_in(4),
         rollout_percent: dice.pick(&[100, 100, 50, 0]),
-        ..settings.features
+        memory_governance: !dice.one_in(8),
+        gc_on_pressure: !dice.one_in(4),
     };
     let shy = AgentSettings { max_workers: Some(1), ..agent("shy", AgentMode::Persistent) };
     settings.agents.insert(shy.name.clone(), Arc::new(shy));
@@ -131,12 +139,8 @@ fn step(world: &mut World) {
             }
         }
         70..73 => worker_breaker(world),
-        73..77 => {
-            let available_bytes = if world.dice.one_in(10) { 5 } else { 5000 };
-            let sample = MemorySample { available_bytes, ..memory(world.dice.below(1000)) };
-            world.feed(Event::MemorySampled(Box::new(sample)));
-        }
-        77..82 => breaker_request(world),
+        73..79 => read_memory(world),
+        79..82 => breaker_request(world),
         82 => {
             let mut settings = random_settings(&mut world.dice);
             if world.dice.one_in(2) {
@@ -147,7 +151,7 @@ fn step(world: &mut World) {
             world.feed(Event::Reconfigured(Box::new(settings)));
         }
         83..86 => {
-            // What the governor does on its own account.
+            // A preemption can come at any time, not only from the governor.
             for worker in world.processes.keys().copied().collect::<Vec<_>>() {
                 preempt(world, worker);
             }
@@ -184,8 +188,16 @@ fn random_worker(world: &mut World) -> Option<WorkerId> {
 fn preempt(world: &mut World, worker: WorkerId) {
     let is_able = |worker: &Worker| worker.can_checkpoint && worker.task().is_some();
     if world.core.pool.get(worker).is_some_and(is_able) {
-        world.core.preempt(worker, PreemptReason::MemoryPressure);
+        world.core.preempt(worker, PreemptReason::Priority);
         world.feed(Event::DeadlinePassed);
+    }
+}
+
+fn read_memory(world: &mut World) {
+    let alive: Vec<WorkerId> = world.processes.keys().copied().collect();
+    for _ in 0..=world.dice.below(3) {
+        let sample = world.memory.next(&mut world.dice, alive.iter().copied());
+        world.feed(Event::MemorySampled(Box::new(sample)));
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::governed::{MemoryWalk, Watch};
 use super::model::Remembered;
 use super::sim::{clock, result};
 use crate::core::Core;
@@ -15,6 +16,7 @@ use crate::core::ids::{PermitId, TaskId, Ticket, WorkerId};
 use crate::core::ledger::Phase;
 use crate::core::order::{Exit, HeapReading, Order, Report, WorkerReport};
 use crate::core::settings::{AgentMode, ScheduleSettings, Settings};
+use crate::core::task::{Priority, TaskSpec};
 
 /// splitmix64 (Steele, Lea and Flood 2014).
 pub struct Dice(pub u64);
@@ -66,6 +68,8 @@ pub struct World {
     /// Pool sizes above a lowered maximum are legal until they have shrunk.
     allowed_workers: usize,
     allowed_depth: usize,
+    pub memory: MemoryWalk,
+    pub watch: Watch,
 }
 
 impl World {
@@ -86,6 +90,8 @@ impl World {
             last_ticket: 0,
             allowed_workers: 0,
             allowed_depth: 0,
+            memory: MemoryWalk::new(),
+            watch: Watch::default(),
         }
     }
 
@@ -97,6 +103,7 @@ impl World {
         self.permits.clear();
         self.beats.clear();
         (self.last_worker, self.is_draining, self.drained, self.allowed_workers) = (0, false, 0, 0);
+        self.watch.restart();
         let finished = self.remembered.finished.values().map(|task| (**task).clone()).collect();
         let mut unfinished: Vec<_> = self.remembered.unfinished.values().cloned().collect();
         for task in &mut unfinished {
@@ -135,7 +142,9 @@ impl World {
             | Event::DrainRequested { .. }
             | Event::DeadlinePassed => None,
         };
+        self.watch.begin(&self.core, &event);
         let actions = self.core.handle(clock(self.now), event);
+        self.watch.check(&self.core, &actions);
         let answers = actions.iter().filter(|action| matches!(action, Action::Answer(..))).count();
         assert_eq!(answers, usize::from(ticket.is_some()), "one answer a ticket");
         for action in actions {
@@ -318,7 +327,7 @@ impl World {
 
     fn check_nothing_waits_for_nothing(&self, waiting: &[TaskId]) {
         let core = &self.core;
-        if core.pool.len() >= core.settings.workers.max || core.governor.level() != Level::Normal {
+        if core.pool.len() >= core.settings.workers.max {
             return;
         }
         for task in waiting.iter().filter_map(|task| core.ledger.get(*task)) {
@@ -329,14 +338,33 @@ impl World {
                 .health
                 .get(&agent.name)
                 .is_none_or(|health| health.availability(self.now, &core.settings.workers) == Availability::Available);
-            let is_guarded = agent.breaker.as_ref().and_then(|name| core.breakers.get(name));
-            let may_run = is_available
-                && !is_coming
-                && agent.max_workers.is_none_or(|max| of_agent < max)
-                && is_guarded.is_none_or(|breaker| breaker.refusal(self.now).is_none());
-            assert!(!may_run, "{task:?} waits, and nothing is in its way");
+            let is_governed = core.governs_memory() && core.is_governed(task.id);
+            if is_governed && is_held(core, &task.spec) {
+                continue;
+            }
+            let has_breakers = core.settings.features.circuit_breakers && core.is_governed(task.id);
+            let is_guarded = agent.breaker.as_ref().and_then(|name| core.breakers.get(name)).filter(|_| has_breakers);
+            if is_guarded.is_some_and(|breaker| breaker.refusal(self.now).is_some()) {
+                continue;
+            }
+            let idle = core.pool.warmest_idle(agent);
+            if is_governed && !core.pool.is_empty() && !core.fits(agent, idle) {
+                // It waits for memory that others hold, and what comes after it lets it have that.
+                return;
+            }
+            let may_run = is_available || idle.is_some();
+            let is_at_its_most = agent.max_workers.is_some_and(|max| of_agent >= max);
+            assert!(!may_run || is_coming || is_at_its_most, "{task:?} waits, and nothing is in its way");
         }
     }
+}
+
+/// Whether the level keeps a task like this waiting: even at the highest one starts when nothing else is left.
+fn is_held(core: &Core, spec: &TaskSpec) -> bool {
+    let level = core.governor.level();
+    let is_beat = level >= Level::Warning && spec.priority == Priority::Heartbeat && spec.skippable;
+    let is_alone = core.pool.is_empty() && !core.is_settling();
+    is_beat || (level >= Level::Critical && spec.priority != Priority::Critical && !is_alone)
 }
 
 impl Process {
