@@ -123,6 +123,11 @@ impl Core {
         }
     }
 
+    /// Of the memory pressure that is on now.
+    pub fn incident(&self) -> Option<IncidentId> {
+        self.governor.incident()
+    }
+
     pub fn breaker(&self, name: &str, now: Now) -> Option<BreakerView> {
         self.breakers.get(name).map(|breaker| breaker.view(now.at))
     }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::core::admission::DRAIN_RETRY;
 use crate::core::breaker::{BreakerState, BreakerView};
 use crate::core::governor::Level;
+use crate::core::ids::IncidentId;
 use crate::core::ledger::TaskView;
 use crate::core::notice::{Field, Notice};
 use crate::core::settings::{AgentMode, Mode, Runtime};
@@ -329,6 +330,7 @@ fn decision(decision: &Decision) -> Value {
             figures.insert(figure.to_string(), value(field));
         }
     });
+    put_incident(&mut object, decision.incident);
     object.insert("text".to_string(), json!(decision.notice.sentence()));
     object.insert("figures".to_string(), Value::Object(figures));
     Value::Object(object)
@@ -357,7 +359,7 @@ pub fn stream_line(item: &StreamItem) -> Option<Vec<u8>> {
             }
             object
         }
-        StreamLine::Event(notice) => event_line(at, notice),
+        StreamLine::Event { notice, incident } => event_line(at, notice, *incident),
         StreamLine::End => return None,
     };
     let mut line = object.to_string().into_bytes();
@@ -369,13 +371,21 @@ fn state_line(at: String, task: crate::core::ids::TaskId, state: TaskState, atte
     json!({ "at": at, "type": "state", "task": task.to_string(), "state": state.name(), "attempt": attempt })
 }
 
-fn event_line(at: String, notice: &Notice) -> Value {
+/// The memory pressure that was on, unless the notice itself names one.
+fn put_incident(object: &mut Map<String, Value>, incident: Option<IncidentId>) {
+    if let Some(incident) = incident {
+        object.entry("incident").or_insert_with(|| json!(incident.to_string()));
+    }
+}
+
+fn event_line(at: String, notice: &Notice, incident: Option<IncidentId>) -> Value {
     let mut object = Map::new();
     object.insert("at".to_string(), json!(at));
     object.insert("event".to_string(), json!(notice.name()));
     notice.fields(&mut |name, field| {
         object.insert(name.to_string(), value(field));
     });
+    put_incident(&mut object, incident);
     Value::Object(object)
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::core::breaker::BreakerView;
 use crate::core::event::{BreakerAnswer, BreakerRequest, CancelAnswer};
-use crate::core::ids::TaskId;
+use crate::core::ids::{IncidentId, TaskId};
 use crate::core::ledger::TaskView;
 use crate::core::notice::Notice;
 use crate::core::refusal::Refusal;
@@ -156,6 +156,8 @@ pub struct ReloadReport {
 #[derive(Debug, Clone)]
 pub struct Decision {
     pub at_ms: u64,
+    /// Of the memory pressure that was on then.
+    pub incident: Option<IncidentId>,
     pub notice: Arc<Notice>,
 }
 
@@ -212,7 +214,10 @@ pub enum StreamLine {
         percent: f64,
         message: Option<Box<str>>,
     },
-    Event(Arc<Notice>),
+    Event {
+        notice: Arc<Notice>,
+        incident: Option<IncidentId>,
+    },
     /// The task has ended, or nobody knows it: close the stream.
     End,
 }

@@ -414,7 +414,8 @@ impl<W: Send + 'static> Scheduler<W> {
 
     fn note(&mut self, notice: Notice) {
         self.metrics.note(&notice);
-        report::log_notice(&notice);
+        let incident = self.core.incident();
+        report::log_notice(&notice, incident);
         let notice = Arc::new(notice);
         let now = self.now();
         self.streams.notice(&self.core, now, &notice);
@@ -422,7 +423,7 @@ impl<W: Send + 'static> Scheduler<W> {
             if self.decisions.len() == DECISIONS_MAX {
                 self.decisions.pop_front();
             }
-            self.decisions.push_back(Decision { at_ms: now.wall_ms, notice });
+            self.decisions.push_back(Decision { at_ms: now.wall_ms, incident, notice });
         }
     }
 

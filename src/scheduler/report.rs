@@ -2,10 +2,12 @@
 
 use log::kv::{self, Key, Value, VisitSource};
 
+use crate::core::ids::IncidentId;
 use crate::core::notice::{Field, Notice, Severity};
 use crate::core::view::Snapshot;
 
-pub(super) fn log_notice(notice: &Notice) {
+/// `incident`: the memory pressure that is on, whether or not the notice is about it.
+pub(super) fn log_notice(notice: &Notice, incident: Option<IncidentId>) {
     let level = match notice.severity() {
         Severity::Debug => log::Level::Debug,
         Severity::Info => log::Level::Info,
@@ -15,7 +17,7 @@ pub(super) fn log_notice(notice: &Notice) {
     if level > log::max_level() {
         return;
     }
-    let values = Values(notice);
+    let values = Values { notice, incident };
     log::logger().log(
         &log::Record::builder()
             .level(level)
@@ -26,12 +28,17 @@ pub(super) fn log_notice(notice: &Notice) {
     );
 }
 
-struct Values<'a>(&'a Notice);
+struct Values<'a> {
+    notice: &'a Notice,
+    incident: Option<IncidentId>,
+}
 
 impl kv::Source for Values<'_> {
     fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
         let mut result = Ok(());
-        self.0.fields(&mut |name, field| {
+        let mut names_incident = false;
+        self.notice.fields(&mut |name, field| {
+            names_incident |= name == "incident";
             if result.is_ok() {
                 let value = match field {
                     Field::Text(text) => Value::from(text),
@@ -44,7 +51,12 @@ impl kv::Source for Values<'_> {
                 result = visitor.visit_pair(Key::from_str(name), value);
             }
         });
-        result
+        match &self.incident {
+            Some(incident) if !names_incident && result.is_ok() => {
+                visitor.visit_pair(Key::from_str("incident"), Value::from_dyn_display(incident))
+            }
+            Some(_) | None => result,
+        }
     }
 }
 

@@ -55,7 +55,7 @@ impl Streams {
             Follow::Task(_) => false,
         });
         if !all.is_empty() {
-            self.send(now, all, StreamLine::Event(notice.clone()));
+            self.send(now, all, StreamLine::Event { notice: notice.clone(), incident: core.incident() });
         }
         let Some(task) = notice.task() else { return };
         let of_task = self.followers_of_task(task);
