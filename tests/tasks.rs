@@ -380,7 +380,7 @@ fn a_retryable_failure_is_tried_again_until_it_works_or_retries_are_used_up() {
 
 #[test]
 fn a_crash_is_tried_again_and_a_wrong_exit_status_is_not() {
-    let script = "[ $KURULTAI_ATTEMPT -gt 1 ] && exec cat; echo dying >&2; kill -9 $$";
+    let script = "[ $KURULTAI_ATTEMPT -gt 1 ] && exec cat; echo dying >&2; kill -SEGV $$";
     let daemon = Daemon::start(&format!(
         "[agents.crash]\ncommand = [\"/bin/sh\", \"-c\", {script:?}]\nmax_retries = 1\n{}max_retries = 5\n",
         agent("exit3", "tests/agents/bad/exit3", "")
@@ -392,7 +392,7 @@ fn a_crash_is_tried_again_and_a_wrong_exit_status_is_not() {
     let error = &crashed["error"];
     assert_eq!(
         (&error["code"], &error["signal"], &error["stderrTail"]),
-        (&json!("worker_crashed"), &json!(9), &json!("dying\n"))
+        (&json!("worker_crashed"), &json!(11), &json!("dying\n"))
     );
     let failed = daemon.run_task("exit3", json!(1));
     assert_eq!((&failed["attempt"], &failed["error"]["code"]), (&json!(1), &json!("agent_failed")));
