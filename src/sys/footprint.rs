@@ -23,23 +23,20 @@ pub fn settle() {
         libc::malloc_trim(0);
     }
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let program = fs::read_link("/proc/self/exe").unwrap_or_default();
-    for (start, length) in maps.lines().filter_map(|line| clean_text(line, &program.to_string_lossy())) {
-        // SAFETY: a mapping of our own program file that was never written to (see `clean_text`): the kernel reads the
-        // same bytes again when they are touched.
+    for (start, length) in maps.lines().filter_map(text) {
+        // SAFETY: program text that was never written to (see `text`): the kernel reads the same bytes again from the
+        // file when they are touched.
         unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
     }
 }
 
-/// Start and length of a mapping of the program's text or constants (proc(5), /proc/PID/maps). Not the one the linker
-/// writes relocations to before it makes it read-only: its pages are in no file.
-fn clean_text(line: &str, program: &str) -> Option<(usize, usize)> {
+/// Start and length of a mapping of program text, our own or a library's (proc(5), /proc/PID/maps). Not of anything
+/// else: what the linker writes relocations to is in no file.
+fn text(line: &str) -> Option<(usize, usize)> {
     let mut fields = line.split_ascii_whitespace();
-    let (range, permissions, offset) = (fields.next()?, fields.next()?, fields.next()?);
-    let path = fields.nth(2)?;
-    let is_text = permissions == "r-xp";
-    let is_constants = permissions == "r--p" && offset.bytes().all(|digit| digit == b'0');
-    if path != program || !(is_text || is_constants) {
+    let (range, permissions) = (fields.next()?, fields.next()?);
+    let is_file = fields.nth(3)?.starts_with('/');
+    if permissions != "r-xp" || !is_file {
         return None;
     }
     let (start, end) = range.split_once('-')?;
@@ -52,18 +49,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_and_constants_of_the_program_are_clean_and_nothing_else_is() {
-        let found = |line: &str| clean_text(line, "/usr/sbin/kurultaid");
-        assert_eq!(found("1000-3000 r-xp 00052000 fe:00 5333027    /usr/sbin/kurultaid"), Some((0x1000, 0x2000)));
-        assert_eq!(found("1000-2000 r--p 00000000 fe:00 5333027 /usr/sbin/kurultaid"), Some((0x1000, 0x1000)));
+    fn text_of_programs_and_libraries_is_clean_and_nothing_else_is() {
+        assert_eq!(text("1000-3000 r-xp 00052000 fe:00 5333027    /usr/sbin/kurultaid"), Some((0x1000, 0x2000)));
         for line in [
             "1000-2000 r--p 001a4000 fe:00 5333027 /usr/sbin/kurultaid",
             "1000-2000 rw-p 001ae000 fe:00 5333027 /usr/sbin/kurultaid",
-            "1000-2000 r-xp 00052000 fe:00 1 /usr/lib/x86_64-linux-gnu/libc.so.6",
+            "1000-2000 rwxp 001ae000 fe:00 5333027 /usr/sbin/kurultaid",
+            "1000-2000 r-xp 00000000 00:00 0 [vdso]",
             "1000-2000 rw-p 00000000 00:00 0",
             "",
         ] {
-            assert_eq!(found(line), None, "{line}");
+            assert_eq!(text(line), None, "{line}");
         }
     }
 
