@@ -146,6 +146,8 @@ pub struct Exit {
     pub result_error: Option<String>,
     /// `ru_maxrss` of wait4(2), in bytes.
     pub peak_rss_bytes: u64,
+    /// The kernel killed a process of its tree for want of memory, as its cgroup tells; false where it has none.
+    pub oom_killed: bool,
 }
 
 /// A report with the worker it is about.
