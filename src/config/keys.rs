@@ -231,6 +231,7 @@ pub const KEYS: &[Key] = &[
     choice("memory.mode", &["observe", "soft", "hard"], r#""hard""#).reload().v21("KURULTAI_ENFORCEMENT_MODE"),
     integer("memory.limit_mb", (4, MEMORY_MAX_MB), "1024").reload().v21("KURULTAI_MEMORY_LIMIT_MB"),
     key("memory.sources", Kind::Choices(&["budget", "cgroup", "host"]), r#"["budget", "cgroup", "host"]"#),
+    choice("memory.cgroup", &["auto", "off"], r#""auto""#),
     integer("memory.min_free_mb", (0, MEMORY_MAX_MB), "32").reload(),
     integer("memory.check_interval_ms", (10, 60_000), "1000").reload(),
     ratio("memory.warning", (0.01, 1.0), "0.7").reload(),

@@ -30,8 +30,8 @@ pub use keys::{Absent, ENV_ONLY, KEYS, Key, Kind, Rule};
 pub use problem::{ConfigError, Origin, Origins, Problem};
 pub use reload::{ReloadReport, reload};
 pub use types::{
-    Agent, AgentMode, Breaker, Config, Daemon, Durability, Features, Gateway, LogFormat, LogLevel, Memory, Mode,
-    Priority, PriorityLimits, Queue, Runtime, Schedule, Source, Spool, Workers,
+    Agent, AgentMode, Breaker, CgroupUse, Config, Daemon, Durability, Features, Gateway, LogFormat, LogLevel, Memory,
+    Mode, Priority, PriorityLimits, Queue, Runtime, Schedule, Source, Spool, Workers,
 };
 
 /// The largest configuration file that is read, in bytes. It also bounds what agents, schedules and breakers can cost.

@@ -91,6 +91,7 @@ pub struct Memory {
     pub limit_mb: u64,
     /// Never empty, none twice.
     pub sources: Vec<Source>,
+    pub cgroup: CgroupUse,
     /// 0 = off.
     pub min_free_mb: u64,
     pub check_interval_ms: u64,
@@ -238,6 +239,15 @@ pub enum Mode {
     Observe,
     Soft,
     Hard,
+}
+
+/// Whether workers get cgroups of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupUse {
+    /// Where the host lets us.
+    Auto,
+    Off,
 }
 
 /// Where memory pressure is read.

@@ -41,10 +41,16 @@ pub struct MemorySample {
     /// Daemon and worker trees together: what `limit_mb` bounds.
     pub usage_bytes: u64,
     pub daemon_rss_bytes: u64,
+    /// The daemon's heap: what is in use, and what is taken from the system; 0 where the allocator does not tell.
+    pub daemon_heap_used_bytes: u64,
+    pub daemon_heap_total_bytes: u64,
+    /// Resident memory of each worker's whole tree.
     pub workers: Vec<(WorkerId, u64)>,
     pub total_bytes: u64,
     /// MemAvailable of /proc/meminfo (proc(5)).
     pub available_bytes: u64,
+    /// SwapFree of /proc/meminfo; 0 without swap.
+    pub swap_free_bytes: u64,
     /// Ratios of the configured sources other than the budget, which follows from `usage_bytes`; `None`: there is no such source here.
     pub cgroup: Option<f64>,
     pub host: Option<f64>,

@@ -146,7 +146,7 @@ pub struct Exit {
     pub result_error: Option<String>,
     /// `ru_maxrss` of wait4(2), in bytes.
     pub peak_rss_bytes: u64,
-    /// The kernel ended a process of its tree for memory's sake, as its cgroup says.
+    /// The kernel killed a process of its tree for want of memory, as its cgroup tells; false where it has none.
     pub oom_killed: bool,
 }
 

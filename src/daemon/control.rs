@@ -13,7 +13,7 @@ use super::signals::{Signal, Signals};
 use crate::config::{self, Config};
 use crate::core::notice::Notice;
 use crate::gateway::{Command, Exchange};
-use crate::memory;
+use crate::memory::{self, MonitorHandle};
 use crate::scheduler::call::{Answer, ConfigStatus, Control, ReloadReport, ReloadStatus, Reply};
 use crate::sys::clock::wall_ms;
 use crate::sys::epoll::Epoll;
@@ -26,7 +26,7 @@ pub struct Main {
     pub signals: Signals,
     pub log_file: LogFile,
     pub control_tx: Sender<Control>,
-    pub monitor_tx: Sender<memory::Message>,
+    pub monitor: MonitorHandle,
     pub commands_rx: Receiver<Command>,
     pub replies_tx: Sender<Reply<Box<Exchange>>>,
     pub drained_rx: Receiver<()>,
@@ -126,7 +126,7 @@ impl Main {
         logger::set_level(self.config.daemon.log_level);
         self.max_body.store(settings::mb(self.config.gateway.max_body_mb), Ordering::Relaxed);
         self.submit_rate.store(self.config.gateway.submit_rate_per_s, Ordering::Relaxed);
-        let _ = self.monitor_tx.send(memory::Message::Settings(settings::monitor_settings(&self.config)));
+        self.monitor.send(memory::Message::Settings(settings::monitor_settings(&self.config)));
         let settings = Some(Box::new(settings::settings(&self.config)));
         let (changed, needs_restart) = (report.changed.join(" "), report.needs_restart.join(" "));
         let notice = Box::new(Notice::ConfigReloaded { changed, needs_restart });

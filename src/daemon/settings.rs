@@ -9,7 +9,7 @@ use crate::core::settings::{
     Runtime, ScheduleSettings, Settings, WorkerSettings,
 };
 use crate::core::task::Priority;
-use crate::memory::MonitorSettings;
+use crate::memory::{MonitorSettings, Sources};
 
 pub fn settings(config: &Config) -> Settings {
     Settings {
@@ -43,10 +43,18 @@ pub fn settings(config: &Config) -> Settings {
 }
 
 pub fn monitor_settings(config: &Config) -> MonitorSettings {
+    let memory = memory(&config.memory);
     MonitorSettings {
         interval: ms(config.memory.check_interval_ms),
-        uses_budget: config.memory.sources.contains(&Source::Budget),
-        uses_host: config.memory.sources.contains(&Source::Host),
+        sources: Sources {
+            budget: config.memory.sources.contains(&Source::Budget),
+            cgroup: config.memory.sources.contains(&Source::Cgroup),
+            host: config.memory.sources.contains(&Source::Host),
+        },
+        limit_bytes: memory.limit_bytes,
+        min_free_bytes: memory.min_free_bytes,
+        thresholds: memory.thresholds,
+        hysteresis: memory.hysteresis,
     }
 }
 

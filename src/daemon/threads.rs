@@ -23,13 +23,14 @@ use super::control::Main;
 use super::pid_file::PidFile;
 use super::signals::Signals;
 use super::{Options, StartError, listen, logger, settings, token};
-use crate::config::{Config, Durability, Loaded};
+use crate::config::{CgroupUse, Config, Durability, Loaded};
 use crate::core::Core;
 use crate::core::event::Now;
 use crate::gateway::{
     Access, Door, DoorPorts, DoorSettings, Handler, HandlerPorts, Patience, RequestIds, Shared, SubmitRate,
 };
-use crate::memory::{self, Monitor};
+use crate::memory::cgroup::Cgroups;
+use crate::memory::{self, Monitor, MonitorHandle};
 use crate::scheduler::call::{ConfigStatus, Control};
 use crate::scheduler::{Ports, Scheduler, StreamPort, Syncer};
 use crate::spool::{Restored, Spool};
@@ -84,10 +85,12 @@ pub fn run(options: &Options, loaded: Loaded) -> Result<(), StartError> {
     let signals = Signals::register().map_err(system("register signal handlers"))?;
     let token = token(&config)?;
     let listeners = listen::listen(&config)?;
+    // Why: before the change of user, who may not make cgroups where root may.
+    let cgroups = cgroups(&config);
     become_user(&config, listeners.socket.path())?;
     let clock = Clock::start();
     let (spool, restored) = Spool::open(&daemon.state_dir, config.spool.durability == Durability::Fsync)?;
-    let parts = Parts { config, signals, log_file, token, clock, instance: guardian.instance() };
+    let parts = Parts { config, signals, log_file, token, clock, cgroups, instance: guardian.instance() };
     let started = start(options, parts, listeners, spool, restored)?;
     let result = started.main.run().map_err(system("wait for signals"));
     started.threads.stop();
@@ -101,6 +104,7 @@ struct Parts {
     log_file: logger::LogFile,
     token: Option<Vec<u8>>,
     clock: Clock,
+    cgroups: Cgroups,
     instance: worker::guardian::Instance,
 }
 
@@ -117,7 +121,7 @@ fn start(
     spool: Spool,
     restored: Restored,
 ) -> Result<Started, StartError> {
-    let Parts { config, signals, log_file, token, clock, instance } = parts;
+    let Parts { config, signals, log_file, token, clock, cgroups, instance } = parts;
     let connections = config.gateway.max_connections;
     let mut threads = Threads::default();
 
@@ -129,7 +133,6 @@ fn start(
     let (arrivals_tx, arrivals_rx) = bounded(connections);
     let (returns_tx, returns_rx) = bounded(connections + HANDLERS);
     let (items_tx, items_rx) = bounded(STREAM_ITEMS);
-    let (watch_tx, watch_rx) = bounded(WATCHES);
     let (drained_tx, drained_rx) = bounded(1);
     let (commands_tx, commands_rx) = bounded(HANDLERS);
 
@@ -149,10 +152,15 @@ fn start(
         clock,
         stop_grace: STOP_GRACE,
         instance,
+        cgroups,
     };
     let (supervisor, handle) =
         worker::supervisor(supervisor_settings, reports_tx, config.workers.max * ORDERS_PER_WORKER)
             .map_err(system("make the supervisor's descriptors"))?;
+
+    let (monitor, monitor_handle) =
+        Monitor::new(settings::monitor_settings(&config), WATCHES, control_tx.clone(), clock, instance.mark())
+            .map_err(system("open /proc"))?;
 
     let status = ConfigStatus { file: options.config.clone(), loaded_ms: wall_ms(), reload: None };
     let now = Now { at: clock.now(), wall_ms: wall_ms() };
@@ -179,11 +187,9 @@ fn start(
         syncer,
         streams: StreamPort { items_tx, bell: door_bell.clone() },
         drained: crate::scheduler::DrainedPort { tx: drained_tx, bell: main_bell.clone() },
-        watch_tx: watch_tx.clone(),
+        monitor: monitor_handle.clone(),
     };
     let scheduler = Scheduler::new(core, actions, spool, ports, clock, status.clone());
-    let monitor = Monitor::new(settings::monitor_settings(&config), watch_rx, control_tx.clone(), clock)
-        .map_err(system("open /proc"))?;
     let door_settings = DoorSettings {
         max_connections: connections,
         head_timeout: settings::ms(config.gateway.head_timeout_ms),
@@ -235,7 +241,7 @@ fn start(
     }
     threads.spawn("door", move || door.run())?;
     threads.control_tx = Some(control_tx.clone());
-    threads.monitor_tx = Some(watch_tx.clone());
+    threads.monitor = Some(monitor_handle.clone());
     threads.supervisor = Some(handle);
     threads.door = Some((stop_door, door_bell));
     threads.socket = Some(listeners.socket);
@@ -255,7 +261,7 @@ fn start(
         signals,
         log_file,
         control_tx,
-        monitor_tx: watch_tx,
+        monitor: monitor_handle,
         commands_rx,
         replies_tx,
         drained_rx,
@@ -271,7 +277,7 @@ fn start(
 struct Threads {
     handles: Vec<(&'static str, JoinHandle<()>, Receiver<()>)>,
     control_tx: Option<crossbeam::channel::Sender<Control>>,
-    monitor_tx: Option<crossbeam::channel::Sender<memory::Message>>,
+    monitor: Option<MonitorHandle>,
     supervisor: Option<worker::SupervisorHandle>,
     door: Option<(Arc<AtomicBool>, Arc<EventFd>)>,
     socket: Option<listen::SocketFile>,
@@ -301,8 +307,8 @@ impl Threads {
         if let Some(supervisor) = self.supervisor.take() {
             supervisor.stop();
         }
-        if let Some(monitor_tx) = self.monitor_tx.take() {
-            let _ = monitor_tx.send(memory::Message::Stop);
+        if let Some(monitor) = self.monitor.take() {
+            monitor.send(memory::Message::Stop);
         }
         self.join(&["supervisor", "monitor"]);
         if let Some((stop, bell)) = self.door.take() {
@@ -322,6 +328,21 @@ impl Threads {
             }
         }
     }
+}
+
+/// The workers' cgroups, as strong as the host allows, and a word about them.
+fn cgroups(config: &Config) -> Cgroups {
+    match config.memory.cgroup {
+        CgroupUse::Off => return Cgroups::off(),
+        CgroupUse::Auto => {}
+    }
+    let found = Cgroups::detect(std::path::Path::new("/"));
+    log::info!(kind:% = found.kind, path:% = found.path.display(), finding = found.finding.as_str(); "CGROUP_FOUND");
+    let user = sys::user::lookup(&config.daemon.user).ok().flatten().filter(|_| !config.daemon.user.is_empty());
+    Cgroups::prepare(&found, user.map(|user| (user.uid, user.gid))).unwrap_or_else(|error| {
+        log::warn!("cannot make cgroups in {}: {error}; the watchdog alone holds hard limits", found.path.display());
+        Cgroups::off()
+    })
 }
 
 fn become_user(config: &Config, socket: &std::path::Path) -> Result<(), StartError> {

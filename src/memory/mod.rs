@@ -1,10 +1,19 @@
-//! Reading how much memory there is and who has it.
+//! Reading how much memory there is and who has it, and the cgroups that hold workers to their limits.
 //!
-//! Owns /proc and the sampling thread. May import core's types and libc through `sys`. Must never know who will be
-//! preempted.
+//! Owns /proc's memory figures, cgroups, PSI and the sampling thread. May import core's types, `worker::tree` (who belongs
+//! to a worker) and libc through `sys`. Must never know who will be preempted.
 
+mod activity;
+pub mod cgroup;
 mod monitor;
+mod pace;
 mod reading;
+mod stall;
+mod tell;
+#[cfg(test)]
+mod tests;
+mod tree;
 
-pub use monitor::{Message, Monitor, MonitorSettings};
+pub use activity::Activity;
+pub use monitor::{Message, Monitor, MonitorHandle, MonitorSettings, Sources};
 pub use reading::host_memory_bytes;

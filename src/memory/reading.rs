@@ -43,6 +43,7 @@ pub struct Host {
     pub total: u64,
     /// `MemAvailable`: what can be had without swapping, page cache included.
     pub available: u64,
+    pub swap_free: u64,
 }
 
 #[derive(Debug)]
@@ -56,8 +57,8 @@ impl Meminfo {
     }
 
     pub fn read(&self) -> io::Result<Host> {
-        // Why: both lines are among the first three.
-        let mut buffer = [0_u8; 256];
+        // Why: all three lines are among the first twenty.
+        let mut buffer = [0_u8; 1024];
         Ok(parse_meminfo(read_text(&self.file, &mut buffer)?))
     }
 }
@@ -68,7 +69,7 @@ fn parse_meminfo(text: &str) -> Host {
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|kib| kib.trim().parse::<u64>().ok());
         kib.unwrap_or(0) * 1024
     };
-    Host { total: bytes("MemTotal:"), available: bytes("MemAvailable:") }
+    Host { total: bytes("MemTotal:"), available: bytes("MemAvailable:"), swap_free: bytes("SwapFree:") }
 }
 
 /// What the host has in all; `None` where /proc does not say.
@@ -77,7 +78,8 @@ pub fn host_memory_bytes() -> Option<u64> {
     (host.total > 0).then_some(host.total)
 }
 
-fn read_text<'a>(file: &File, buffer: &'a mut [u8]) -> io::Result<&'a str> {
+/// The file from its beginning, as much as the buffer holds.
+pub(super) fn read_text<'a>(file: &File, buffer: &'a mut [u8]) -> io::Result<&'a str> {
     let count = file.read_at(buffer, 0)?;
     Ok(std::str::from_utf8(&buffer[..count]).unwrap_or_default())
 }
@@ -88,8 +90,9 @@ mod tests {
 
     #[test]
     fn meminfo_is_read_by_name_and_in_kibibytes() {
-        let text = "MemTotal:       24683512 kB\nMemFree:        1 kB\nMemAvailable:   23000000 kB\nBuff";
-        assert_eq!(parse_meminfo(text), Host { total: 24_683_512 * 1024, available: 23_000_000 * 1024 });
+        let text = "MemTotal:       24683512 kB\nMemFree: 1 kB\nMemAvailable:   23000000 kB\nSwapFree:  5 kB\nBuff";
+        let expected = Host { total: 24_683_512 * 1024, available: 23_000_000 * 1024, swap_free: 5 * 1024 };
+        assert_eq!(parse_meminfo(text), expected);
         assert_eq!(parse_meminfo("nonsense"), Host::default());
     }
 

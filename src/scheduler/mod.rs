@@ -10,6 +10,7 @@ mod storage;
 mod streams;
 mod sync;
 mod waiting;
+mod watch;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub use streams::StreamPort;
 use streams::Streams;
 pub use sync::{SyncThread, Syncer};
 use waiting::Waiting;
+pub use watch::Watch;
+use watch::Watching;
 
 /// Decisions that are remembered for `/v1/decisions` and `/why`.
 const DECISIONS_MAX: usize = 256;
@@ -51,21 +54,14 @@ pub struct Ports<W> {
     pub streams: StreamPort,
     /// Told once, when draining is over.
     pub drained: DrainedPort,
-    /// Worker processes come and go: for the monitor.
-    pub watch_tx: Sender<crate::memory::Message>,
+    /// Worker processes come, work and go: for the monitor.
+    pub monitor: crate::memory::MonitorHandle,
 }
 
 /// The way to the main thread: a queue of one and a bell.
 pub struct DrainedPort {
     pub tx: Sender<()>,
     pub bell: Arc<EventFd>,
-}
-
-/// What the monitor has to look at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Watch {
-    Started { worker: crate::core::ids::WorkerId, pid: u32 },
-    Ended { worker: crate::core::ids::WorkerId },
 }
 
 pub struct Scheduler<W> {
@@ -78,6 +74,7 @@ pub struct Scheduler<W> {
     metrics: Metrics,
     decisions: VecDeque<Decision>,
     streams: Streams,
+    watching: Watching,
     config: ConfigStatus,
     /// Callers that wait for a task to end.
     waiting: Vec<Waiting<W>>,
@@ -118,6 +115,7 @@ impl<W: Send + 'static> Scheduler<W> {
             ids: spool.ids(),
             spool,
             streams: Streams::new(ports.streams.clone()),
+            watching: Watching::new(ports.monitor.clone()),
             ports,
             clock,
             metrics,
@@ -221,7 +219,7 @@ impl<W: Send + 'static> Scheduler<W> {
     }
 
     fn report(&mut self, report: WorkerReport) {
-        self.watch(&report);
+        self.watching.reported(&report);
         self.step(Event::Worker(report));
         self.perform();
     }
@@ -346,6 +344,7 @@ impl<W: Send + 'static> Scheduler<W> {
                 Record::Accepted { .. } | Record::Started { .. } | Record::Returned { .. } | Record::Footprint { .. },
             ) => {}
             Action::Worker(worker, order) => {
+                self.watching.ordered(worker, &order);
                 if let Err(refused) = self.ports.supervisor.send(worker, order) {
                     // INVARIANT: its capacity is the most orders that can be in flight.
                     log::error!("the supervisor does not take an order for {worker}: {refused:?}");
@@ -425,25 +424,6 @@ impl<W: Send + 'static> Scheduler<W> {
             }
             self.decisions.push_back(Decision { at_ms: now.wall_ms, incident, notice });
         }
-    }
-
-    fn watch(&self, report: &WorkerReport) {
-        use crate::core::order::Report;
-        let worker = report.worker;
-        let watch = match &report.report {
-            Report::Spawned { pid } => Watch::Started { worker, pid: *pid },
-            Report::Exited(_) | Report::SpawnFailed { .. } => Watch::Ended { worker },
-            Report::Ready { .. }
-            | Report::Progress { .. }
-            | Report::Completed { .. }
-            | Report::Failed { .. }
-            | Report::Preempted { .. }
-            | Report::Memory(_)
-            | Report::Breaker { .. }
-            | Report::ProtocolError { .. } => return,
-        };
-        // A monitor that lags learns of the others from /proc: an entry whose process is gone reads as nothing.
-        let _ = self.ports.watch_tx.try_send(crate::memory::Message::Watch(watch));
     }
 
     fn reply(&self, waiter: W, answer: Answer) {

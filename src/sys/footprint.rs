@@ -14,6 +14,19 @@ pub fn keep_small() {
     }
 }
 
+/// Bytes of the heap that are in use, and bytes the allocator has from the system: mallinfo2(3). Zeros where the C library
+/// has no such call.
+pub fn heap() -> (u64, u64) {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: no pointers; the structure is returned by value.
+        let info = unsafe { libc::mallinfo2() };
+        ((info.uordblks + info.hblkhd) as u64, (info.arena + info.hblkhd) as u64)
+    }
+    #[cfg(not(target_env = "gnu"))]
+    (0, 0)
+}
+
 /// Gives back what is free, and the program text that was only needed for what is over: a start, a burst. What is needed
 /// again comes back from the page cache, a fault at a time.
 pub fn settle() {

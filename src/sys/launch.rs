@@ -26,6 +26,8 @@ pub struct Launch<'a> {
     pub stderr: BorrowedFd<'a>,
     pub user: Option<&'a User>,
     pub oom_score_adj: i32,
+    /// A `cgroup.procs` open for writing, of the cgroup the program is to be in from its first page on.
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// [`super::mark::Instance::mark`].
     pub mark: u64,
 }
@@ -67,11 +69,19 @@ struct Plan<'a> {
     parent: libc::pid_t,
     failed_step: AtomicI32,
     failed_errno: AtomicI32,
+    cgroup_errno: AtomicI32,
+}
+
+/// A program that runs.
+pub struct Launched {
+    pub child: Child,
+    /// Why it is not in the cgroup it was to be in.
+    pub cgroup_error: Option<io::Error>,
 }
 
 /// Starts a program as the leader of a new session: clean of signal masks and dispositions, with three descriptors,
 /// umask 022, no core files, and dying with the *thread* that called this (prctl(2), PR_SET_PDEATHSIG).
-pub fn launch(launch: &Launch<'_>) -> Result<Child, LaunchError> {
+pub fn launch(launch: &Launch<'_>) -> Result<Launched, LaunchError> {
     let process = |error| LaunchError { step: Step::Process, error };
     let plan = Plan {
         launch,
@@ -81,11 +91,15 @@ pub fn launch(launch: &Launch<'_>) -> Result<Child, LaunchError> {
         parent: std::process::id() as libc::pid_t,
         failed_step: AtomicI32::new(-1),
         failed_errno: AtomicI32::new(0),
+        cgroup_errno: AtomicI32::new(0),
     };
     let stack = Stack::new().map_err(process)?;
     let (pid, pidfd) = clone_blocked(&plan, &stack).map_err(process)?;
     let mut child = Child::new(pid, pidfd);
-    let Ok(step) = usize::try_from(plan.failed_step.load(Ordering::Relaxed)) else { return Ok(child) };
+    let Ok(step) = usize::try_from(plan.failed_step.load(Ordering::Relaxed)) else {
+        let errno = plan.cgroup_errno.load(Ordering::Relaxed);
+        return Ok(Launched { child, cgroup_error: (errno != 0).then(|| io::Error::from_raw_os_error(errno)) });
+    };
     let error = io::Error::from_raw_os_error(plan.failed_errno.load(Ordering::Relaxed));
     // It is on its way out of _exit(2): this takes microseconds.
     while let Err(error) = child.reap_blocking()
@@ -147,6 +161,12 @@ fn become_program(plan: &Plan<'_>) -> Result<std::convert::Infallible, Step> {
         let limit = libc::rlimit { rlim_cur: launch.mark as libc::rlim_t, rlim_max: launch.mark as libc::rlim_t };
         libc::setrlimit(libc::RLIMIT_RSS, &limit);
         libc::setsid();
+        if let Some(cgroup) = launch.cgroup
+            && libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) == -1
+        {
+            // "0" is the writer (cgroups(7)). The worker runs without; the watchdog is there for all.
+            plan.cgroup_errno.store(*libc::__errno_location(), Ordering::Relaxed);
+        }
         reset_signal_dispositions();
         for (target, source) in [(0, launch.stdin), (1, launch.stdout), (2, launch.stderr)] {
             // The sources are above 2: Rust's runtime opens 0, 1 and 2 before main if they were closed.

@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod epoll;
 pub mod eventfd;
+pub mod file;
 pub mod footprint;
 pub mod guard;
 pub mod launch;

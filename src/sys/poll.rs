@@ -24,6 +24,11 @@ impl PollSet {
         self.push(fd, libc::POLLOUT)
     }
 
+    /// For what tells of itself by POLLPRI, as the kernel's pressure and event files do.
+    pub fn urgent(&mut self, fd: Option<BorrowedFd<'_>>) -> usize {
+        self.push(fd, libc::POLLPRI)
+    }
+
     fn push(&mut self, fd: Option<BorrowedFd<'_>>, events: libc::c_short) -> usize {
         // poll(2): a negative descriptor is skipped and its revents are 0.
         let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
@@ -46,6 +51,11 @@ impl PollSet {
             entry.revents = 0;
         }
         if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+    }
+
+    /// The descriptor is of no use any more: its object is gone (poll(2), POLLERR).
+    pub fn is_broken(&self, place: usize) -> bool {
+        self.entries.get(place).is_some_and(|entry| entry.revents & (libc::POLLERR | libc::POLLNVAL) != 0)
     }
 
     /// Something can be read or written, or the other end is gone; the read or write will tell which.

@@ -59,6 +59,18 @@ impl Child {
         }
     }
 
+    /// The most memory it has held so far, in bytes: VmHWM of proc_pid_status(5); 0 if it has ended.
+    pub fn peak_rss_bytes(&self) -> u64 {
+        let status = if self.reaped { String::new() } else { self.status() };
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|kib| kib.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
+    }
+
+    fn status(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default()
+    }
+
     /// Helps a killed process to give its memory back at once, even if it is stuck: process_mrelease(2), Linux 5.15.
     /// Best effort; it does nothing for a process that is not dying or shares its memory.
     pub fn release_memory(&self) {

@@ -42,6 +42,11 @@ impl Guardian {
 }
 
 impl Instance {
+    /// What all processes of its workers bear.
+    pub fn mark(&self) -> mark::Instance {
+        self.mark
+    }
+
     /// Without a guardian: grandchildren that left their session outlive a daemon that is killed.
     pub fn unguarded() -> io::Result<Instance> {
         Ok(Instance { mark: mark::Instance::random()?, guardian: None })

@@ -1,6 +1,7 @@
 //! Every child process: started, heard, told, signalled and reaped by one supervisor thread over poll(2).
 //!
-//! Owns spawn, limits, pipes, the worker protocol, kill and reap. May import core's types, the spool's files and `sys`.
+//! Owns spawn, limits, pipes, the worker protocol, kill and reap. May import core's types, the spool's files,
+//! the workers' cgroups and `sys`.
 //! Must never know the order of the queue, why an order was given, or HTTP.
 //!
 //! A worker leads a session of its own and dies with the supervisor's thread. When it ends, its process group is
@@ -21,9 +22,9 @@ mod spawn;
 mod stderr;
 mod supervisor;
 mod text;
-mod tree;
+pub(crate) mod tree;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use supervisor::{QueueFull, Supervisor, SupervisorHandle, SupervisorSettings, supervisor};

@@ -10,6 +10,7 @@ use crate::core::limits::PAYLOAD_IN_MESSAGE_MAX;
 use crate::core::order::{Exit, Order, Report};
 use crate::core::settings::{AgentMode, AgentSettings};
 use crate::core::task::{Assignment, Payload, PayloadKind};
+use crate::memory::cgroup::WorkerGroup;
 use crate::sys::poll::PollSet;
 use crate::sys::process::{Child, Signal};
 use crate::sys::user::User;
@@ -35,6 +36,11 @@ pub struct Worker {
     pub id: WorkerId,
     agent: Arc<AgentSettings>,
     child: Child,
+    cgroup: Option<WorkerGroup>,
+    /// Its cgroup was at its limit, with nothing left to reclaim.
+    ran_out_of_memory: bool,
+    /// As far as it was known when it was killed.
+    peak_rss_bytes: u64,
     user: Option<User>,
     input: Outbox,
     stdout: Option<PipeReader>,
@@ -76,8 +82,7 @@ impl Worker {
     ) -> Result<Worker, String> {
         // A persistent worker is given tasks when it is ready, not at its start.
         let task = task.filter(|_| agent.mode == AgentMode::Oneshot);
-        let Spawned { child, stdin, stdout, stderr, user } =
-            spawn::spawn(&room.files, room.instance, id, &agent, task)?;
+        let Spawned { child, stdin, stdout, stderr, user, cgroup } = spawn::spawn(room, id, &agent, task)?;
         let role = match agent.mode {
             AgentMode::Oneshot => {
                 // A oneshot worker without a task has nowhere to put a result; task 0 does not exist.
@@ -92,6 +97,9 @@ impl Worker {
             id,
             agent,
             child,
+            cgroup,
+            ran_out_of_memory: false,
+            peak_rss_bytes: 0,
             user,
             input: Outbox::new(stdin),
             stdout: Some(stdout),
@@ -173,9 +181,18 @@ impl Worker {
     /// KILL to the process and to everybody in its group. What left the group is found when it is dead.
     pub fn kill(&mut self) {
         self.expect_end();
+        // Before the release below, after which the kernel does not know it any more.
+        self.peak_rss_bytes = self.peak_rss_bytes.max(self.child.peak_rss_bytes());
         self.child.signal(Signal::Kill);
-        self.child.signal_group(Signal::Kill);
+        self.kill_group();
         self.child.release_memory();
+    }
+
+    fn kill_group(&self) {
+        self.child.signal_group(Signal::Kill);
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+        }
     }
 
     fn expect_end(&mut self) {
@@ -218,12 +235,13 @@ impl Worker {
         }
     }
 
-    /// Puts its descriptors into the set: four places, then one for each orphan.
+    /// Puts its descriptors into the set: five places, then one for each orphan.
     pub fn watch(&self, set: &mut PollSet) {
         set.readable(self.stdout.as_ref().map(AsFd::as_fd));
         set.readable(self.stderr.as_ref().map(AsFd::as_fd));
         set.writable(self.input.wanted());
         set.readable(self.exited_at.is_none().then(|| self.child.as_fd()));
+        set.readable(self.cgroup.as_ref().filter(|_| self.exited_at.is_none()).and_then(WorkerGroup::oom_bell));
         for orphan in &self.orphans {
             set.readable(Some(orphan.as_fd()));
         }
@@ -231,7 +249,7 @@ impl Worker {
 
     /// Serves what became ready of the places from `first` on; returns how many there are.
     pub fn serve(&mut self, room: &mut Room, set: &PollSet, first: usize) -> usize {
-        let places = 4 + self.orphans.len();
+        let places = 5 + self.orphans.len();
         // Output before the exit: what it said it said before it ended.
         if set.is_ready(first) {
             self.read_stdout(room, READS_PER_TURN);
@@ -243,12 +261,17 @@ impl Worker {
             let flushed = self.input.flush();
             self.check_input(room, flushed);
         }
+        if set.is_ready(first + 4) && self.cgroup.as_ref().is_some_and(WorkerGroup::heard_of_oom) {
+            // The kernel kills one process, we the tree: half a worker is none. If we are first, it counts no kill.
+            self.ran_out_of_memory = true;
+            self.kill();
+        }
         if set.is_ready(first + 3) {
             self.exited_at = Some(room.now);
             self.hung_up = None;
             self.input.close();
             // INVARIANT: before it is reaped, while its group's number is still its own.
-            self.child.signal_group(Signal::Kill);
+            self.kill_group();
         }
         self.orphans.retain_mut(|orphan| matches!(orphan.reap(), Ok(None)));
         places
@@ -297,14 +320,17 @@ impl Worker {
             }
         };
         let mut exit = Exit {
-            oom_killed: false,
             status: ended.and_then(|ended| ended.status),
             signal: ended.and_then(|ended| ended.signal),
             stderr_tail: self.tail.text(),
             result: None,
             result_error: None,
-            peak_rss_bytes: ended.map_or(0, |ended| ended.peak_rss_bytes),
+            peak_rss_bytes: ended.map_or(0, |ended| ended.peak_rss_bytes).max(self.peak_rss_bytes),
+            oom_killed: self.ran_out_of_memory || self.cgroup.as_ref().is_some_and(WorkerGroup::was_oom_killed),
         };
+        if let Some(cgroup) = self.cgroup.take() {
+            room.cgroups.remove(cgroup);
+        }
         match self.role {
             Role::Persistent { mut session, .. } => session.abandon(&room.files),
             Role::Oneshot { mut sink, error, .. } => {

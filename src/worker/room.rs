@@ -6,6 +6,7 @@ use crossbeam::channel::{SendTimeoutError, Sender};
 
 use crate::core::ids::WorkerId;
 use crate::core::order::{Report, WorkerReport};
+use crate::memory::cgroup::Cgroups;
 use crate::spool::Files;
 use crate::sys::clock::Clock;
 use crate::sys::mark;
@@ -17,6 +18,7 @@ pub struct Room {
     pub files: Files,
     pub result_max_bytes: u64,
     pub instance: mark::Instance,
+    pub cgroups: Cgroups,
     pub clock: Clock,
     /// The time of this turn of the loop.
     pub now: Duration,
@@ -33,6 +35,7 @@ impl Room {
         files: Files,
         result_max_bytes: u64,
         instance: mark::Instance,
+        cgroups: Cgroups,
         clock: Clock,
         reports_tx: Sender<WorkerReport>,
     ) -> Room {
@@ -40,6 +43,7 @@ impl Room {
             files,
             result_max_bytes,
             instance,
+            cgroups,
             clock,
             now: clock.now(),
             scratch: vec![0; READ_BYTES].into_boxed_slice(),

@@ -10,11 +10,14 @@ use std::path::Path;
 use crate::core::ids::WorkerId;
 use crate::core::settings::{AgentSettings, Runtime};
 use crate::core::task::{Assignment, Payload};
+use crate::memory::cgroup::WorkerGroup;
 use crate::spool::Files;
-use crate::sys::launch::{Launch, LaunchError, Step, launch};
+use crate::sys::launch::{Launch, LaunchError, Launched, Step, launch};
+use crate::sys::pipe;
 use crate::sys::process::Child;
 use crate::sys::user::{self, User};
-use crate::sys::{mark, pipe};
+
+use super::room::Room;
 
 /// Where programs are looked for when neither the agent nor the daemon has a PATH.
 const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -29,13 +32,13 @@ pub struct Spawned {
     pub stderr: PipeReader,
     /// The user it runs as, if not the daemon's.
     pub user: Option<User>,
+    pub cgroup: Option<WorkerGroup>,
 }
 
 /// Starts an agent's program, with the task it starts with if it is a oneshot one. The error says what failed and what
 /// to do.
 pub fn spawn(
-    files: &Files,
-    instance: mark::Instance,
+    room: &mut Room,
     worker: WorkerId,
     agent: &AgentSettings,
     task: Option<&Assignment>,
@@ -52,10 +55,11 @@ pub fn spawn(
         .collect::<Result<Vec<_>, _>>()?;
     let directory = terminated(agent.cwd.clone().unwrap_or_else(|| "/".into()).into(), agent, "cwd")?;
 
-    let (input, stdin) = Input::open(files, agent, task, user.as_ref())?;
+    let (input, stdin) = Input::open(&room.files, agent, task, user.as_ref())?;
     let (stdout, stdout_theirs) = pipe::to_us().map_err(|error| cannot_start(agent, &error))?;
     let (stderr, stderr_theirs) = pipe::to_us().map_err(|error| cannot_start(agent, &error))?;
-    let child = launch(&Launch {
+    let cgroup = room.cgroups.create(worker, agent.hard_limit_bytes);
+    let launched = launch(&Launch {
         programs: &programs,
         arguments: &arguments,
         environment: &environment,
@@ -65,10 +69,21 @@ pub fn spawn(
         stderr: stderr_theirs.as_fd(),
         user: user.as_ref(),
         oom_score_adj: agent.oom_score_adj,
-        mark: instance.mark(worker.0),
-    })
-    .map_err(|error| explain(agent, &path, &error))?;
-    Ok(Spawned { child, stdin, stdout, stderr, user })
+        cgroup: cgroup.as_ref().map(WorkerGroup::procs),
+        mark: room.instance.mark(worker.0),
+    });
+    match launched {
+        Ok(Launched { child, cgroup_error }) => {
+            if let Some(error) = cgroup_error {
+                room.cgroups.warn(&format!("{worker} cannot join its cgroup: {error}"));
+            }
+            Ok(Spawned { child, stdin, stdout, stderr, user, cgroup })
+        }
+        Err(error) => {
+            cgroup.into_iter().for_each(|group| room.cgroups.remove(group));
+            Err(explain(agent, &path, &error))
+        }
+    }
 }
 
 /// What the process reads: the payload's file itself, or the other end of a pipe.

@@ -10,6 +10,7 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 
 use crate::core::ids::WorkerId;
 use crate::core::order::{Order, Report, WorkerReport};
+use crate::memory::cgroup::Cgroups;
 use crate::spool::Files;
 use crate::sys::clock::Clock;
 use crate::sys::eventfd::EventFd;
@@ -36,6 +37,7 @@ pub struct SupervisorSettings {
     /// How long [`SupervisorHandle::stop`] waits for killed processes to be gone, and for somebody to hear of it.
     pub stop_grace: Duration,
     pub instance: Instance,
+    pub cgroups: Cgroups,
 }
 
 /// The order did not fit: more are in flight than the scheduler promised. Nothing was done about it.
@@ -54,9 +56,9 @@ pub fn supervisor(
     let guardian = settings.instance.guardian.map(|pid| Ok::<_, io::Error>((pid, process::open_pidfd(pid)?)));
     let (orders_tx, orders_rx) = bounded(capacity);
     let shared = Arc::new(Shared { bell: EventFd::new()?, must_stop: AtomicBool::new(false) });
-    let SupervisorSettings { files, result_max_bytes, clock, stop_grace, instance } = settings;
+    let SupervisorSettings { files, result_max_bytes, clock, stop_grace, instance, cgroups } = settings;
     let supervisor = Supervisor {
-        room: Room::new(files, result_max_bytes, instance.mark, clock, reports_tx),
+        room: Room::new(files, result_max_bytes, instance.mark, cgroups, clock, reports_tx),
         shared: Arc::clone(&shared),
         orders_rx,
         workers: Vec::new(),

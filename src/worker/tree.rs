@@ -50,6 +50,28 @@ pub fn orphan_pids(known: impl Fn(u32) -> bool) -> io::Result<Vec<u32>> {
     Ok(children.into_iter().filter(|pid| !known(*pid)).collect())
 }
 
+/// The children of a process, of all its threads: proc_tid_children(5), or a look at everybody without
+/// CONFIG_PROC_CHILDREN. Quick, and so not exact while processes come and go; nothing if it has ended.
+pub fn children(pid: u32) -> Vec<u32> {
+    let mut children = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        match fs::read(thread.path().join("children")) {
+            Ok(list) => children.extend(numbers(&list)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !has_children_files() => {
+                return children_by_parent(pid).unwrap_or_default();
+            }
+            // The thread has ended.
+            Err(_) => {}
+        }
+    }
+    children
+}
+
+fn has_children_files() -> bool {
+    let us = std::process::id();
+    fs::exists(format!("/proc/self/task/{us}/children")).unwrap_or(false)
+}
+
 /// What is known of an orphan. Its files stay readable until it is reaped.
 pub fn examine(instance: mark::Instance, pid: u32) -> io::Result<Orphan> {
     let stat = Stat::read(pid)?;
@@ -123,6 +145,13 @@ mod tests {
         for (orphan, alone, expected, what) in table {
             assert_eq!(orphan.belongs_to(WorkerId(3), 50, alone), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn children_are_found_from_their_parent() {
+        let us = Stat::read(std::process::id()).unwrap();
+        assert!(children(us.parent).contains(&std::process::id()));
+        assert!(children(u32::MAX).is_empty());
     }
 
     #[test]

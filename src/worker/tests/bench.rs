@@ -14,6 +14,7 @@ use crate::core::ids::{TaskId, WorkerId};
 use crate::core::order::{Exit, Order, Report, WorkerReport};
 use crate::core::settings::{AgentMode, AgentSettings, Runtime};
 use crate::core::task::{Assignment, Payload, PayloadKind, Priority, TaskSpec};
+use crate::memory::cgroup::Cgroups;
 use crate::spool::Files;
 use crate::sys::clock::Clock;
 use crate::worker::guardian::Instance;
@@ -42,6 +43,10 @@ impl Bench {
     }
 
     pub fn with(instance: Instance) -> Bench {
+        Bench::held_by(instance, Cgroups::off())
+    }
+
+    pub fn held_by(instance: Instance, cgroups: Cgroups) -> Bench {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::open(dir.path(), false).unwrap();
         let (reports_tx, reports_rx) = bounded(64);
@@ -51,6 +56,7 @@ impl Bench {
             clock: Clock::start(),
             stop_grace: PATIENCE,
             instance,
+            cgroups,
         };
         let (supervisor, handle) = supervisor(settings, reports_tx, 64).unwrap();
         let thread = std::thread::Builder::new().spawn(move || supervisor.run()).unwrap();

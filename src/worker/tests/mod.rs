@@ -1,6 +1,6 @@
 //! Real processes under a real supervisor. Agents are shell scripts; waiting is for reports, never for time.
 
-mod bench;
+pub(crate) mod bench;
 mod oneshot;
 mod persistent;
 mod trees;

@@ -1,0 +1,35 @@
+//! Questions about files that std does not ask.
+
+use std::ffi::{CStr, CString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Whether this process may write the file or make entries in the directory: access(2). It asks for the real user, whom a
+/// daemon that is no set-user-ID program does not tell from the effective one.
+pub fn may_write(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: the path ends with NUL.
+    unsafe { libc::access(path.as_ptr(), libc::W_OK) == 0 }
+}
+
+/// Whether the file has the extended attribute with just this one byte: getxattr(2).
+pub fn has_attribute(path: &Path, name: &CStr, value: u8) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    let mut buffer = [0_u8; 2];
+    // SAFETY: both names end with NUL; the length is the buffer's.
+    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    length == 1 && buffer[0] == value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_ours_may_be_written_and_what_is_not_there_may_not() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(may_write(dir.path()));
+        assert!(!may_write(&dir.path().join("nothing")));
+        assert!(!has_attribute(dir.path(), c"user.kurultai", b'1'));
+    }
+}
