@@ -119,7 +119,7 @@ fn start(
     spool: Spool,
     restored: Restored,
 ) -> Result<Started, StartError> {
-    let Parts { config, signals, log_file, token, clock, cgroups, instance } = parts;
+    let Parts { config, signals, log_file, token, clock, mut cgroups, instance } = parts;
     let connections = config.gateway.max_connections;
     let mut threads = Threads::default();
 
@@ -143,6 +143,7 @@ fn start(
     let max_body = Arc::new(AtomicU64::new(settings::mb(config.gateway.max_body_mb)));
     let submit_rate = Arc::new(AtomicU32::new(config.gateway.submit_rate_per_s));
 
+    let usher = cgroups.usher(main_bell.clone());
     let supervisor_settings = SupervisorSettings {
         files: spool.files(),
         result_max_bytes: settings::mb(config.spool.retention_mb),
@@ -260,6 +261,7 @@ fn start(
         commands_rx,
         replies_tx,
         drained_rx,
+        usher,
         bell: main_bell,
         max_body,
         submit_rate,

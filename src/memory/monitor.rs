@@ -14,7 +14,7 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 
 use super::activity::Activity;
 use super::cgroup::{Hold, OwnCgroup};
-use super::pace::{self, Growth, IDLE_GROWTH, Limits, Line, PLAUSIBLE_GROWTH, RAISED_CEILING};
+use super::pace::{self, Growth, IDLE_GROWTH, Limits, Line, PLAUSIBLE_GROWTH, RAISED_CEILING, Rates};
 use super::reading::{Host, Meminfo, Resident, Statm};
 use super::stall::Stall;
 use super::tell;
@@ -32,8 +32,8 @@ use crate::sys::poll::PollSet;
 /// The daemon gives its own spare memory back once it has had no worker for so long, after the start and after work.
 const SETTLE_AFTER: Duration = Duration::from_secs(5);
 
-/// Readings that are due within this time of another one are made with it.
-const TOGETHER: Duration = Duration::from_millis(1);
+/// Readings that are due within this time of another one are made with it: once awake, one more costs next to nothing.
+const TOGETHER: Duration = Duration::from_millis(4);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MonitorSettings {
@@ -138,9 +138,8 @@ struct Watched {
 }
 
 impl Watched {
-    /// What it may grow by, in bytes a second.
-    fn growth(&self) -> u64 {
-        self.growth.rate().max(if self.is_busy { PLAUSIBLE_GROWTH } else { IDLE_GROWTH })
+    fn rates(&self) -> Rates {
+        Rates { seen: self.growth.rate(), plausible: if self.is_busy { PLAUSIBLE_GROWTH } else { IDLE_GROWTH } }
     }
 }
 
@@ -187,7 +186,7 @@ impl Monitor {
     pub fn run(mut self) {
         while self.take_messages() {
             let now = self.clock.now();
-            if self.next() <= now + TOGETHER {
+            if self.next() <= now {
                 self.sample(now);
                 self.settle(now);
             }
@@ -333,7 +332,7 @@ impl Monitor {
     /// Says when each worker and the host are read next.
     fn pace(&mut self, now: Duration) {
         let settings = self.settings;
-        let (usage, growth) = (self.usage(), self.workers.values().map(Watched::growth).sum::<u64>());
+        let (usage, growth) = (self.usage(), self.workers.values().map(|worker| worker.rates().fastest()).sum::<u64>());
         let busy = self.workers.values().filter(|worker| worker.is_busy).count() as u64 * PLAUSIBLE_GROWTH;
         let level = |used, limit, growth| pace::level_line(used, limit, &settings.thresholds, growth);
         let Host { total, available, .. } = self.last.host;
@@ -342,9 +341,9 @@ impl Monitor {
         let is_raised = self.is_raised(usage);
         let ceiling = if is_raised { settings.interval.min(RAISED_CEILING) } else { settings.interval };
         for worker in self.workers.values_mut().filter(|worker| worker.next <= now + TOGETHER) {
-            let lines = pace::worker_lines(worker.memory.rss, worker.limits, worker.growth());
+            let lines = pace::worker_lines(worker.memory.rss, worker.limits, worker.rates());
             // A worker that does not grow brings nobody nearer to the budget's levels.
-            let budget = budget.filter(|_| worker.growth() > IDLE_GROWTH);
+            let budget = budget.filter(|_| worker.rates().fastest() > IDLE_GROWTH);
             worker.next = now + pace::period(lines.chain(budget), ceiling);
         }
         if self.next_host <= now + TOGETHER {

@@ -201,17 +201,23 @@ fn the_kernels_limit_follows_what_resident_memory_counts() {
     let hard = 100 * MIB;
     fs::write(group.join("memory.max"), hard.to_string()).unwrap();
     fs::write(group.join("memory.current"), (60 * MIB).to_string()).unwrap();
+    let cache = |file: u64, mapped: u64| {
+        fs::write(group.join("memory.stat"), format!("anon 1\nfile {file}\nfile_mapped {mapped}\n")).unwrap();
+    };
+    cache(0, 0);
     assert!(Hold::of(fake.dir.path(), 42, WorkerId(6), hard).is_none(), "another worker's group");
     assert!(Hold::of(fake.dir.path(), 43, WorkerId(5), hard).is_none(), "a process that is gone");
     let mut hold = Hold::of(fake.dir.path(), 42, WorkerId(5), hard).expect("its group");
     // Resident memory, and what the kernel's limit becomes.
-    for (rss, expected, what) in [
-        (40 * MIB, hard, "far from the limit"),
-        (60 * MIB, hard, "all is charged to the group"),
-        (60 * MIB + 4096, hard, "a page is charged elsewhere"),
-        (63 * MIB, 97 * MIB, "its text is charged elsewhere"),
-        (50 * MIB, hard, "the group has page cache besides"),
+    for (rss, unmapped, expected, what) in [
+        (40 * MIB, 0, hard, "far from the limit"),
+        (60 * MIB, 0, hard, "all is charged to the group"),
+        (60 * MIB + 4096, 0, hard, "a page is charged elsewhere"),
+        (63 * MIB, 0, 97 * MIB, "its text is charged elsewhere"),
+        (60 * MIB, 4 * MIB, 96 * MIB, "and page cache hides it"),
+        (55 * MIB, 0, hard, "the group has kernel memory besides"),
     ] {
+        cache(unmapped + MIB, MIB);
         hold.adjust(rss);
         let limit = text(group.join("memory.max"));
         assert!(limit.starts_with(&expected.to_string()), "{what}: {limit}");
