@@ -13,7 +13,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 
 use super::activity::Activity;
-use super::cgroup::{Hold, OwnCgroup};
+use super::cgroup::{Groups, Hold, OwnCgroup};
 use super::pace::{self, Growth, IDLE_GROWTH, Limits, Line, PLAUSIBLE_GROWTH, RAISED_CEILING, Rates};
 use super::reading::{Host, Meminfo, Resident, Statm};
 use super::stall::Stall;
@@ -45,6 +45,16 @@ pub struct MonitorSettings {
     /// Ratios, ascending.
     pub thresholds: [f64; 4],
     pub hysteresis: f64,
+}
+
+/// What the monitor has to know of the daemon it is part of.
+#[derive(Debug)]
+pub struct Surroundings {
+    pub clock: Clock,
+    /// What its workers' processes bear.
+    pub instance: mark::Instance,
+    /// Where its workers' cgroups are.
+    pub groups: Option<Groups>,
 }
 
 /// Which sources of pressure count.
@@ -98,6 +108,7 @@ pub struct Monitor {
     control_tx: Sender<Control>,
     bell: Arc<EventFd>,
     clock: Clock,
+    groups: Option<Groups>,
     stall: Option<Stall>,
     meminfo: Meminfo,
     own_cgroup: Option<OwnCgroup>,
@@ -144,14 +155,14 @@ impl Watched {
 }
 
 impl Monitor {
-    /// `capacity`: workers that can come and go between two looks. `instance`: what its workers' processes bear.
+    /// `capacity`: workers that can come and go between two looks.
     pub fn new(
         settings: MonitorSettings,
+        surroundings: Surroundings,
         capacity: usize,
         control_tx: Sender<Control>,
-        clock: Clock,
-        instance: mark::Instance,
     ) -> io::Result<(Monitor, MonitorHandle)> {
+        let Surroundings { clock, instance, groups } = surroundings;
         let (messages_tx, messages_rx) = bounded(capacity);
         let bell = Arc::new(EventFd::new()?);
         let daemon = Statm::open(None)?;
@@ -166,6 +177,7 @@ impl Monitor {
             control_tx,
             bell: Arc::clone(&bell),
             clock,
+            groups,
             stall: stall.ok(),
             meminfo: Meminfo::open()?,
             own_cgroup: OwnCgroup::find(Path::new("/")),
@@ -202,7 +214,8 @@ impl Monitor {
         loop {
             match self.messages_rx.try_recv() {
                 Ok(Message::Watch(Watch::Started { worker, pid, soft_limit_bytes, hard_limit_bytes, activity })) => {
-                    let hold = Hold::of(Path::new("/"), pid, worker, hard_limit_bytes);
+                    let groups = self.groups.as_ref();
+                    let hold = groups.and_then(|groups| Hold::of(groups, worker, hard_limit_bytes));
                     let limits = Limits { soft: soft_limit_bytes, hard: hard_limit_bytes, is_held: hold.is_some() };
                     self.watch(worker, pid, limits, hold, activity);
                 }
@@ -309,7 +322,7 @@ impl Monitor {
             worker.memory = worker.tree.read();
             worker.growth.note(now, worker.memory.rss);
             if let Some(hold) = &mut worker.hold {
-                hold.adjust(worker.memory.rss);
+                worker.limits.is_held = hold.adjust(worker.memory.rss);
             }
             worker.is_busy = worker.activity.look(&mut worker.turns_seen);
         }

@@ -46,8 +46,9 @@ impl Watchdog {
             thresholds: [0.70, 0.85, 0.90, 0.95],
             hysteresis: 0.10,
         };
+        let surroundings = Surroundings { clock: Clock::start(), instance: instance.mark(), groups: cgroups.groups() };
         let (control_tx, control_rx) = bounded(64);
-        let (monitor, handle) = Monitor::new(settings, 64, control_tx, Clock::start(), instance.mark()).unwrap();
+        let (monitor, handle) = Monitor::new(settings, surroundings, 64, control_tx).unwrap();
         let thread = std::thread::Builder::new().spawn(move || monitor.run()).unwrap();
         Watchdog { bench: Bench::held_by(instance, cgroups), monitor: handle, control_rx, thread: Some(thread) }
     }

@@ -7,11 +7,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
-use super::groups;
+use super::groups::{Groups, Version};
 use super::own::{number, statistic};
-use super::place;
 use crate::core::ids::WorkerId;
 use crate::memory::reading::read_text;
 
@@ -48,31 +46,37 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// `None` if the process is not in a group that was made for this worker. `root` is `/`, or a directory that stands
-    /// for it.
-    pub fn of(root: &Path, pid: u32, worker: WorkerId, hard_limit_bytes: u64) -> Option<Hold> {
-        let found = place::find_of(root, &pid.to_string());
-        let name = Path::new(&groups::base_name()).join(worker.to_string());
-        [(found.v2, V2), (found.v1, V1)].into_iter().find_map(|(hierarchy, names)| {
-            let group = hierarchy.map(|hierarchy| hierarchy.own).filter(|own| own.ends_with(&name))?;
-            let open = |file: &str| File::open(group.join(file)).ok();
-            let (usage, stat) = (open(names.usage)?, open("memory.stat")?);
-            let limit = OpenOptions::new().write(true).open(group.join(names.limit)).ok()?;
-            Some(Hold { usage, stat, limit, names, hard_limit_bytes, set_bytes: hard_limit_bytes })
-        })
+    /// `None` if no group was made for this worker.
+    ///
+    /// Why not by /proc/PID/cgroup: who reads that waits as long as anybody, anywhere, is being moved between groups.
+    pub fn of(groups: &Groups, worker: WorkerId, hard_limit_bytes: u64) -> Option<Hold> {
+        let names = match groups.version {
+            Version::V2 => V2,
+            Version::V1 => V1,
+        };
+        let group = groups.base.join(worker.to_string());
+        let open = |file: &str| File::open(group.join(file)).ok();
+        let (usage, stat) = (open(names.usage)?, open("memory.stat")?);
+        let limit = OpenOptions::new().write(true).open(group.join(names.limit)).ok()?;
+        Some(Hold { usage, stat, limit, names, hard_limit_bytes, set_bytes: hard_limit_bytes })
     }
 
-    /// Has the kernel stop the worker at its limit, now that it holds `rss` bytes.
-    pub fn adjust(&mut self, rss: u64) {
+    /// Has the kernel stop the worker at its limit, now that it holds `rss` bytes. `false`: what it holds is not in the
+    /// group; it could not join.
+    pub fn adjust(&mut self, rss: u64) -> bool {
         // Far from the limit there is nothing to be exact about.
         if rss < self.hard_limit_bytes / 2 || rss > self.hard_limit_bytes {
-            return;
+            return true;
         }
-        let Some(held) = self.held() else { return };
+        let held = self.held().unwrap_or(0);
+        if held < rss / 4 {
+            return false;
+        }
         let wanted = self.hard_limit_bytes - rss.saturating_sub(held);
         if wanted.abs_diff(self.set_bytes) >= STEP && self.limit.write_at(wanted.to_string().as_bytes(), 0).is_ok() {
             self.set_bytes = wanted;
         }
+        true
     }
 
     /// What is charged to the group and cannot be reclaimed by dropping cache.

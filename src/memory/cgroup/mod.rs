@@ -17,7 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::sys::file::{has_attribute, may_write};
-pub use groups::Cgroups;
+pub use groups::{Cgroups, Groups};
 pub use hold::Hold;
 pub use own::{Fill, OwnCgroup};
 use place::Hierarchy;

@@ -88,6 +88,11 @@ impl Seat {
         Some(seat)
     }
 
+    /// The usher is at it.
+    pub fn is_being_made(&self) -> bool {
+        self.is_asked && self.ready_rx.is_empty()
+    }
+
     /// Leaves for the group where the whole process is, and gives up the seat.
     pub fn leave(&mut self, group: &Path) {
         let Some(thread) = self.thread else { return };
@@ -96,6 +101,7 @@ impl Seat {
         if let Err(error) = sit(group, thread) {
             log::debug!("cannot leave the seat for {}: {error}", group.display());
         }
+        self.is_asked = false;
         if let Some(seat) = seat {
             let _ = fs::remove_dir(seat);
         }
