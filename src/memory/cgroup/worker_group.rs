@@ -18,7 +18,7 @@ const BATCHES: u64 = 1024 * 1024;
 pub struct WorkerGroup {
     version: Version,
     path: PathBuf,
-    procs: File,
+    procs: Option<File>,
     oom: Option<OomBell>,
 }
 
@@ -33,14 +33,25 @@ impl WorkerGroup {
     pub(super) fn create(version: Version, base: &Path, worker: WorkerId, limit_bytes: u64) -> io::Result<WorkerGroup> {
         let path = base.join(worker.to_string());
         fs::create_dir(&path)?;
-        let made = WorkerGroup::limit(version, &path, limit_bytes);
+        WorkerGroup::limited(version, path, limit_bytes, false)
+    }
+
+    /// From the group that the calling thread sits in: what it starts need not join.
+    pub(super) fn seated(version: Version, seat: &Path, worker: WorkerId, limit_bytes: u64) -> io::Result<WorkerGroup> {
+        let path = seat.with_file_name(worker.to_string());
+        fs::rename(seat, &path)?;
+        WorkerGroup::limited(version, path, limit_bytes, true)
+    }
+
+    fn limited(version: Version, path: PathBuf, limit_bytes: u64, is_joined: bool) -> io::Result<WorkerGroup> {
+        let made = WorkerGroup::limit(version, &path, limit_bytes, is_joined);
         if made.is_err() {
             let _ = fs::remove_dir(&path);
         }
         made
     }
 
-    fn limit(version: Version, path: &Path, limit_bytes: u64) -> io::Result<WorkerGroup> {
+    fn limit(version: Version, path: &Path, limit_bytes: u64, is_joined: bool) -> io::Result<WorkerGroup> {
         let set = |file: &str, value: &str| fs::write(path.join(file), value);
         let limit = limit_bytes.to_string();
         match version {
@@ -56,7 +67,8 @@ impl WorkerGroup {
                 let _ = set("memory.memsw.limit_in_bytes", &limit);
             }
         }
-        let procs = OpenOptions::new().write(true).create(true).truncate(false).open(path.join("cgroup.procs"))?;
+        let open = || OpenOptions::new().write(true).create(true).truncate(false).open(path.join("cgroup.procs"));
+        let procs = if is_joined { None } else { Some(open()?) };
         let oom = match version {
             Version::V2 => None,
             // A kernel that does not tell still counts; only then the rest of a tree outlives the one that was killed.
@@ -69,9 +81,9 @@ impl WorkerGroup {
         &self.path
     }
 
-    /// Where "0" is written by whoever wants to be in the group.
-    pub fn procs(&self) -> BorrowedFd<'_> {
-        self.procs.as_fd()
+    /// Where "0" is written by whoever wants to be in the group; `None` if the worker is born in it.
+    pub fn procs(&self) -> Option<BorrowedFd<'_>> {
+        self.procs.as_ref().map(AsFd::as_fd)
     }
 
     /// Readable when the group, or one above it, was out of memory; see [`WorkerGroup::heard_of_oom`].
