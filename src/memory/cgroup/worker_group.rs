@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::groups::Version;
 use crate::core::ids::WorkerId;
 use crate::sys::eventfd::EventFd;
+use crate::sys::launch::Join;
 
 /// A charge is made in batches of this much a CPU (mm/memcontrol.c, MEMCG_CHARGE_BATCH), so a group that is refused a page
 /// may look this far from its limit on a few CPUs.
@@ -19,6 +20,8 @@ pub struct WorkerGroup {
     version: Version,
     path: PathBuf,
     procs: Option<File>,
+    /// Version 2.
+    directory: Option<File>,
     oom: Option<OomBell>,
 }
 
@@ -69,21 +72,29 @@ impl WorkerGroup {
         }
         let open = || OpenOptions::new().write(true).create(true).truncate(false).open(path.join("cgroup.procs"));
         let procs = if is_joined { None } else { Some(open()?) };
+        let directory = match version {
+            Version::V2 => Some(File::open(path)?),
+            Version::V1 => None,
+        };
         let oom = match version {
             Version::V2 => None,
             // A kernel that does not tell still counts; only then the rest of a tree outlives the one that was killed.
             Version::V1 => OomBell::hang(path).ok(),
         };
-        Ok(WorkerGroup { version, path: path.to_owned(), procs, oom })
+        Ok(WorkerGroup { version, path: path.to_owned(), procs, directory, oom })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where "0" is written by whoever wants to be in the group; `None` if the worker is born in it.
-    pub fn procs(&self) -> Option<BorrowedFd<'_>> {
-        self.procs.as_ref().map(AsFd::as_fd)
+    /// How a worker gets into the group; `None` if it is in it by where the calling thread sits.
+    pub fn join(&self) -> Option<Join<'_>> {
+        let procs = self.procs.as_ref()?.as_fd();
+        Some(match &self.directory {
+            Some(directory) => Join::Directory { directory: directory.as_fd(), procs },
+            None => Join::Procs(procs),
+        })
     }
 
     /// Readable when the group, or one above it, was out of memory; see [`WorkerGroup::heard_of_oom`].
