@@ -14,6 +14,9 @@ pub const MIB: u64 = 1 << 20;
 /// What ballast comes in, from tests/agents/ballast.
 const PIECE: u64 = 256 << 10;
 
+/// How close to a share of the limit ballast comes: readings are told to 1 MiB.
+const TOLERANCE: f64 = 0.009;
+
 /// examples/leak.rs, which cargo builds beside the tests.
 pub fn leak() -> String {
     let mut path = std::env::current_exe().expect("it runs");
@@ -56,18 +59,17 @@ impl Memory {
         self.usage as f64 / self.limit as f64
     }
 
-    /// Two readings in a row that hardly differ, so that nothing grows or shrinks at the moment.
+    /// Nothing grows or shrinks at the moment: what is told has been the same for many looks in a row. A change of 1 MiB is
+    /// told within 50 ms of its reading.
     #[track_caller]
     pub fn at_rest(daemon: &Daemon) -> Memory {
-        let mut last: Option<Memory> = None;
+        const LOOKS: u32 = 30;
+        let (mut last, mut same) = (0, 0);
         until("memory is at rest", || {
             let now = Memory::of(daemon)?;
-            let still = last.as_ref().map(|last| last.usage.abs_diff(now.usage) < now.limit / 500);
-            if last.as_ref().is_none_or(|last| last.sampled_at != now.sampled_at) {
-                last = Some(now.clone());
-                return still.filter(|still| *still).map(|_| now);
-            }
-            None
+            same = if now.usage.abs_diff(last) < MIB { same + 1 } else { 0 };
+            last = now.usage;
+            (same >= LOOKS).then_some(now)
         })
     }
 }
@@ -134,19 +136,17 @@ impl Ballast {
         fs::rename(new, &self.control).expect("the directory can be written");
     }
 
-    /// Brings what the daemon counts to this share of its limit, by one step from where it is now, and returns the reading
-    /// that says so.
+    /// Brings what the daemon counts to this share of its limit, and returns the reading that says so. It goes there from one
+    /// side, in few steps, each from where memory is at rest.
     #[track_caller]
     pub fn bring_to(&mut self, daemon: &Daemon, share: f64) -> Memory {
-        let now = Memory::at_rest(daemon);
-        let goal = (share * now.limit as f64) as u64;
-        self.hold((self.held + goal).saturating_sub(now.usage));
         until(&format!("memory is at {share}"), || {
-            Memory::of(daemon).filter(|memory| (memory.ratio() - share).abs() < 0.006)
+            self.push_to(daemon, share);
+            Some(Memory::at_rest(daemon)).filter(|memory| (memory.ratio() - share).abs() < TOLERANCE)
         })
     }
 
-    /// As [`Ballast::bring_to`], where the daemon may answer the reading with an action at once.
+    /// One step of that, where the daemon may answer with an action at once.
     #[track_caller]
     pub fn push_to(&mut self, daemon: &Daemon, share: f64) {
         let now = Memory::at_rest(daemon);
