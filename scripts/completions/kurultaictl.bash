@@ -43,6 +43,7 @@ _kurultaictl() {
         'breakers open') words='' ;;
         'breakers close') words='' ;;
         'memory') words='' ;;
+        'doctor') words='' ;;
         'why') words='' ;;
         'events') words='--types' ;;
         'reload') words='' ;;
@@ -52,7 +53,7 @@ _kurultaictl() {
             case $group in
                 tasks) words='list show cancel result follow' ;;
                 breakers) words='list open close' ;;
-                *) words='status submit tasks queue workers breakers memory why events reload drain completions' ;;
+                *) words='status submit tasks queue workers breakers memory doctor why events reload drain completions' ;;
             esac ;;
     esac
 

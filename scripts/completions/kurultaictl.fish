@@ -49,6 +49,7 @@ complete -c kurultaictl -n '__kurultaictl_at --group breakers' -a list -d 'circu
 complete -c kurultaictl -n '__kurultaictl_at --group breakers' -a open -d 'force a breaker open'
 complete -c kurultaictl -n '__kurultaictl_at --group breakers' -a close -d 'force a breaker closed'
 complete -c kurultaictl -n '__kurultaictl_at' -a memory -d 'memory use against the limits'
+complete -c kurultaictl -n '__kurultaictl_at' -a doctor -d 'what holds the limits on this host'
 complete -c kurultaictl -n '__kurultaictl_at' -a why -d 'why a task waits or was stopped'
 complete -c kurultaictl -n '__kurultaictl_at' -a events -d 'print events as they happen'
 complete -c kurultaictl -n '__kurultaictl_at' -a reload -d 'read the configuration again'

@@ -231,7 +231,18 @@ pub struct Memory {
     pub thresholds: Thresholds,
     pub daemon: DaemonMemory,
     pub host: Option<HostMemory>,
+    pub enforcement: Option<Enforcement>,
     pub sampled_at: Option<String>,
+}
+
+/// What holds a worker's limits, as the daemon found it at its start.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Enforcement {
+    /// `v2`, `v1` or `none`.
+    pub cgroup: String,
+    pub detail: String,
+    pub psi: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -97,6 +97,7 @@ pub const COMMANDS: &[CommandSpec] = &[
     command("breakers open", "NAME", (1, 1), "force a circuit breaker open", &[]),
     command("breakers close", "NAME", (1, 1), "force a circuit breaker closed", &[]),
     command("memory", "", (0, 0), "memory use against the limits, by source", &[]),
+    command("doctor", "", (0, 0), "what is effective on this host, and what holds a worker's limits", &[]),
     command("why", "TASK", (1, 1), "why a task waits, was preempted, killed, refused or retried", &[]),
     command(
         "events",

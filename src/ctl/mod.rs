@@ -9,6 +9,7 @@ mod args;
 mod body;
 mod catalogue;
 mod console;
+mod doctor;
 mod error;
 mod events;
 mod follow;
@@ -87,6 +88,7 @@ fn carry_out(invocation: Invocation, console: &mut Console) -> Result<(), CtlErr
         Command::BreakersOpen(name) => parts::force_breaker(&api, console, &name, "open", json),
         Command::BreakersClose(name) => parts::force_breaker(&api, console, &name, "close", json),
         Command::Memory => parts::memory(&api, console, json),
+        Command::Doctor => doctor::run(&api, console, json),
         Command::Why(task) => tasks::why(&api, console, task, json),
         Command::Events { types } => events::run(&api, console, types.as_deref(), json),
         Command::Reload => parts::reload(&api, console, json),

@@ -13,6 +13,7 @@ use super::signals::{Signal, Signals};
 use crate::config::{self, Config};
 use crate::core::notice::Notice;
 use crate::gateway::{Command, Exchange};
+use crate::memory::cgroup::Usher;
 use crate::memory::{self, MonitorHandle};
 use crate::scheduler::call::{Answer, ConfigStatus, Control, ReloadReport, ReloadStatus, Reply};
 use crate::sys::clock::wall_ms;
@@ -30,7 +31,9 @@ pub struct Main {
     pub commands_rx: Receiver<Command>,
     pub replies_tx: Sender<Reply<Box<Exchange>>>,
     pub drained_rx: Receiver<()>,
-    /// Rung with a command, and when draining is over.
+    /// Seats the supervisor in the next worker's cgroup: this thread has time to wait for the kernel.
+    pub usher: Option<Usher>,
+    /// Rung with a command, for the usher, and when draining is over.
     pub bell: Arc<EventFd>,
     pub max_body: Arc<AtomicU64>,
     pub submit_rate: Arc<AtomicU32>,
@@ -79,6 +82,9 @@ impl Main {
                         let _ = self.replies_tx.send(Reply { waiter, answer });
                     }
                 }
+            }
+            if self.usher.as_mut().is_some_and(|usher| !usher.serve()) {
+                self.usher = None;
             }
             if self.drained_rx.try_recv().is_ok() {
                 log::info!("drained; stopping");

@@ -30,7 +30,7 @@ use crate::gateway::{
     Access, Door, DoorPorts, DoorSettings, Handler, HandlerPorts, Patience, RequestIds, Shared, SubmitRate,
 };
 use crate::memory::cgroup::Cgroups;
-use crate::memory::{self, Monitor, MonitorHandle};
+use crate::memory::{self, Monitor, MonitorHandle, Surroundings};
 use crate::scheduler::call::{ConfigStatus, Control};
 use crate::scheduler::{Ports, Scheduler, StreamPort, Syncer};
 use crate::spool::{Restored, Spool};
@@ -121,7 +121,7 @@ fn start(
     spool: Spool,
     restored: Restored,
 ) -> Result<Started, StartError> {
-    let Parts { config, signals, log_file, token, clock, cgroups, instance } = parts;
+    let Parts { config, signals, log_file, token, clock, mut cgroups, instance } = parts;
     let connections = config.gateway.max_connections;
     let mut threads = Threads::default();
 
@@ -146,6 +146,8 @@ fn start(
     let max_body = Arc::new(AtomicU64::new(settings::mb(config.gateway.max_body_mb)));
     let submit_rate = Arc::new(AtomicU32::new(config.gateway.submit_rate_per_s));
 
+    let groups = cgroups.groups();
+    let usher = cgroups.usher(main_bell.clone());
     let supervisor_settings = SupervisorSettings {
         files: spool.files(),
         result_max_bytes: settings::mb(config.spool.retention_mb),
@@ -158,8 +160,9 @@ fn start(
         worker::supervisor(supervisor_settings, reports_tx, config.workers.max * ORDERS_PER_WORKER)
             .map_err(system("make the supervisor's descriptors"))?;
 
+    let surroundings = Surroundings { clock, instance: instance.mark(), groups };
     let (monitor, monitor_handle) =
-        Monitor::new(settings::monitor_settings(&config), WATCHES, control_tx.clone(), clock, instance.mark())
+        Monitor::new(settings::monitor_settings(&config), surroundings, WATCHES, control_tx.clone())
             .map_err(system("open /proc"))?;
 
     let status = ConfigStatus { file: options.config.clone(), loaded_ms: wall_ms(), reload: None };
@@ -265,6 +268,7 @@ fn start(
         commands_rx,
         replies_tx,
         drained_rx,
+        usher,
         bell: main_bell,
         max_body,
         submit_rate,

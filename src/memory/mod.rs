@@ -15,5 +15,5 @@ mod tests;
 mod tree;
 
 pub use activity::Activity;
-pub use monitor::{Message, Monitor, MonitorHandle, MonitorSettings, Sources};
+pub use monitor::{Message, Monitor, MonitorHandle, MonitorSettings, Sources, Surroundings};
 pub use reading::host_memory_bytes;

@@ -13,8 +13,8 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 
 use super::activity::Activity;
-use super::cgroup::{Hold, OwnCgroup};
-use super::pace::{self, Growth, IDLE_GROWTH, Limits, Line, PLAUSIBLE_GROWTH, RAISED_CEILING};
+use super::cgroup::{Groups, Hold, OwnCgroup};
+use super::pace::{self, Growth, IDLE_GROWTH, Limits, Line, PLAUSIBLE_GROWTH, RAISED_CEILING, Rates};
 use super::reading::{Host, Meminfo, Resident, Statm};
 use super::stall::Stall;
 use super::tell;
@@ -32,8 +32,8 @@ use crate::sys::poll::PollSet;
 /// The daemon gives its own spare memory back once it has had no worker for so long, after the start and after work.
 const SETTLE_AFTER: Duration = Duration::from_secs(5);
 
-/// Readings that are due within this time of another one are made with it.
-const TOGETHER: Duration = Duration::from_millis(1);
+/// Readings that are due within this time of another one are made with it: once awake, one more costs next to nothing.
+const TOGETHER: Duration = Duration::from_millis(4);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MonitorSettings {
@@ -45,6 +45,16 @@ pub struct MonitorSettings {
     /// Ratios, ascending.
     pub thresholds: [f64; 4],
     pub hysteresis: f64,
+}
+
+/// What the monitor has to know of the daemon it is part of.
+#[derive(Debug)]
+pub struct Surroundings {
+    pub clock: Clock,
+    /// What its workers' processes bear.
+    pub instance: mark::Instance,
+    /// Where its workers' cgroups are.
+    pub groups: Option<Groups>,
 }
 
 /// Which sources of pressure count.
@@ -98,6 +108,7 @@ pub struct Monitor {
     control_tx: Sender<Control>,
     bell: Arc<EventFd>,
     clock: Clock,
+    groups: Option<Groups>,
     stall: Option<Stall>,
     meminfo: Meminfo,
     own_cgroup: Option<OwnCgroup>,
@@ -138,21 +149,20 @@ struct Watched {
 }
 
 impl Watched {
-    /// What it may grow by, in bytes a second.
-    fn growth(&self) -> u64 {
-        self.growth.rate().max(if self.is_busy { PLAUSIBLE_GROWTH } else { IDLE_GROWTH })
+    fn rates(&self) -> Rates {
+        Rates { seen: self.growth.rate(), plausible: if self.is_busy { PLAUSIBLE_GROWTH } else { IDLE_GROWTH } }
     }
 }
 
 impl Monitor {
-    /// `capacity`: workers that can come and go between two looks. `instance`: what its workers' processes bear.
+    /// `capacity`: workers that can come and go between two looks.
     pub fn new(
         settings: MonitorSettings,
+        surroundings: Surroundings,
         capacity: usize,
         control_tx: Sender<Control>,
-        clock: Clock,
-        instance: mark::Instance,
     ) -> io::Result<(Monitor, MonitorHandle)> {
+        let Surroundings { clock, instance, groups } = surroundings;
         let (messages_tx, messages_rx) = bounded(capacity);
         let bell = Arc::new(EventFd::new()?);
         let daemon = Statm::open(None)?;
@@ -167,6 +177,7 @@ impl Monitor {
             control_tx,
             bell: Arc::clone(&bell),
             clock,
+            groups,
             stall: stall.ok(),
             meminfo: Meminfo::open()?,
             own_cgroup: OwnCgroup::find(Path::new("/")),
@@ -187,7 +198,7 @@ impl Monitor {
     pub fn run(mut self) {
         while self.take_messages() {
             let now = self.clock.now();
-            if self.next() <= now + TOGETHER {
+            if self.next() <= now {
                 self.sample(now);
                 self.settle(now);
             }
@@ -203,7 +214,8 @@ impl Monitor {
         loop {
             match self.messages_rx.try_recv() {
                 Ok(Message::Watch(Watch::Started { worker, pid, soft_limit_bytes, hard_limit_bytes, activity })) => {
-                    let hold = Hold::of(Path::new("/"), pid, worker, hard_limit_bytes);
+                    let groups = self.groups.as_ref();
+                    let hold = groups.and_then(|groups| Hold::of(groups, worker, hard_limit_bytes));
                     let limits = Limits { soft: soft_limit_bytes, hard: hard_limit_bytes, is_held: hold.is_some() };
                     self.watch(worker, pid, limits, hold, activity);
                 }
@@ -310,7 +322,7 @@ impl Monitor {
             worker.memory = worker.tree.read();
             worker.growth.note(now, worker.memory.rss);
             if let Some(hold) = &mut worker.hold {
-                hold.adjust(worker.memory.rss);
+                worker.limits.is_held = hold.adjust(worker.memory.rss);
             }
             worker.is_busy = worker.activity.look(&mut worker.turns_seen);
         }
@@ -333,7 +345,7 @@ impl Monitor {
     /// Says when each worker and the host are read next.
     fn pace(&mut self, now: Duration) {
         let settings = self.settings;
-        let (usage, growth) = (self.usage(), self.workers.values().map(Watched::growth).sum::<u64>());
+        let (usage, growth) = (self.usage(), self.workers.values().map(|worker| worker.rates().fastest()).sum::<u64>());
         let busy = self.workers.values().filter(|worker| worker.is_busy).count() as u64 * PLAUSIBLE_GROWTH;
         let level = |used, limit, growth| pace::level_line(used, limit, &settings.thresholds, growth);
         let Host { total, available, .. } = self.last.host;
@@ -342,9 +354,9 @@ impl Monitor {
         let is_raised = self.is_raised(usage);
         let ceiling = if is_raised { settings.interval.min(RAISED_CEILING) } else { settings.interval };
         for worker in self.workers.values_mut().filter(|worker| worker.next <= now + TOGETHER) {
-            let lines = pace::worker_lines(worker.memory.rss, worker.limits, worker.growth());
+            let lines = pace::worker_lines(worker.memory.rss, worker.limits, worker.rates());
             // A worker that does not grow brings nobody nearer to the budget's levels.
-            let budget = budget.filter(|_| worker.growth() > IDLE_GROWTH);
+            let budget = budget.filter(|_| worker.rates().fastest() > IDLE_GROWTH);
             worker.next = now + pace::period(lines.chain(budget), ceiling);
         }
         if self.next_host <= now + TOGETHER {

@@ -12,10 +12,22 @@ pub const PLAUSIBLE_GROWTH: u64 = 2 << 30;
 /// What a worker without a task may grow by unseen, in bytes a second: a program's own housekeeping.
 pub const IDLE_GROWTH: u64 = 8 << 20;
 
-/// Floors of the period. A hard limit is watched as closely as poll(2) allows; a level calls for a step of the ladder,
-/// which takes longer than this by itself; a soft limit is only spoken of.
-pub const HARD_FLOOR: Duration = Duration::from_millis(2);
-pub const LEVEL_FLOOR: Duration = Duration::from_millis(10);
+/// What is seen to grow at least this fast, in bytes a second, is growing: it is watched closely near its hard limit.
+const GROWING: u64 = 16 << 20;
+
+/// The leak that has to be caught in time, in bytes a second.
+const LEAK: u64 = 1 << 30;
+
+/// Floors of the period. A wake-up from sleep costs some 50 µs, most of it for cold caches, so closeness has its price. A
+/// worker that grows is read so often that a leak of 1 GiB/s gets 3 MiB over its limit, and one that stands still so that
+/// it gets 6 MiB over when it begins to leak just then: time for what it has left is added, up to a bound.
+pub const GROWING_FLOOR: Duration = Duration::from_millis(3);
+pub const STILL_FLOOR: Duration = Duration::from_millis(6);
+pub const STILL_FLOOR_MOST: Duration = Duration::from_millis(10);
+/// At a hard limit that the kernel holds and a level: what either calls for takes longer than this by itself.
+pub const HELD_FLOOR: Duration = Duration::from_millis(20);
+pub const LEVEL_FLOOR: Duration = Duration::from_millis(20);
+/// At a soft limit, which is only spoken of.
 pub const SOFT_FLOOR: Duration = Duration::from_millis(50);
 
 /// The longest period while a level is raised or a soft limit passed and there are workers: what is asked of them is to
@@ -50,9 +62,30 @@ pub struct Limits {
     pub is_held: bool,
 }
 
+/// How fast a worker grows, in bytes a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rates {
+    pub seen: u64,
+    pub plausible: u64,
+}
+
+impl Rates {
+    pub fn fastest(self) -> u64 {
+        self.seen.max(self.plausible)
+    }
+}
+
 /// What a worker that has `rss` bytes may reach next. A limit that is passed is no line any more.
-pub fn worker_lines(rss: u64, limits: Limits, growth: u64) -> impl Iterator<Item = Line> {
-    let hard_floor = if limits.is_held { LEVEL_FLOOR } else { HARD_FLOOR };
+pub fn worker_lines(rss: u64, limits: Limits, rates: Rates) -> impl Iterator<Item = Line> {
+    let growth = rates.fastest();
+    let hard_floor = match limits.is_held {
+        true => HELD_FLOOR,
+        false if rates.seen >= GROWING => GROWING_FLOOR,
+        false => {
+            let left = Duration::from_secs_f64(limits.hard.saturating_sub(rss) as f64 / LEAK as f64);
+            (STILL_FLOOR + left).min(STILL_FLOOR_MOST)
+        }
+    };
     let lines = [(limits.soft, SOFT_FLOOR), (limits.hard, hard_floor)];
     lines.into_iter().filter(move |(limit, _)| *limit > 0 && rss <= *limit).map(move |(limit, floor)| Line {
         headroom: limit - rss,
@@ -115,7 +148,7 @@ mod tests {
         let line = |headroom_mib: u64, growth_mib: u64| Line {
             headroom: headroom_mib * MIB,
             growth: growth_mib * MIB,
-            floor: HARD_FLOOR,
+            floor: GROWING_FLOOR,
         };
         let table: [(&[Line], Duration, &str); 7] = [
             (&[], ms(1000), "nothing to reach"),
@@ -123,8 +156,8 @@ mod tests {
             (&[line(200, 2000)], ms(100), "headroom over growth"),
             (&[line(200, 2000), line(20, 2000)], ms(10), "the nearest decides"),
             (&[line(20, 20), line(200, 2000)], ms(100), "not the smallest headroom but the first to be reached"),
-            (&[line(1, 2000)], ms(2), "the floor"),
-            (&[line(0, 2000)], ms(2), "at the line"),
+            (&[line(1, 2000)], ms(3), "the floor"),
+            (&[line(0, 2000)], ms(3), "at the line"),
         ];
         for (lines, expected, what) in table {
             assert_eq!(period(lines.iter().copied(), ms(1000)), expected, "{what}");
@@ -137,20 +170,26 @@ mod tests {
         let limits = Limits { soft: 300 * MIB, hard: 512 * MIB, is_held: false };
         let held = Limits { is_held: true, ..limits };
         let far = Limits { soft: 0, hard: 1 << 40, is_held: false };
-        let (busy, idle) = (PLAUSIBLE_GROWTH, IDLE_GROWTH);
+        let still = |plausible| Rates { seen: 0, plausible };
+        let (busy, idle, growing) =
+            (still(PLAUSIBLE_GROWTH), still(IDLE_GROWTH), Rates { seen: 1 << 30, plausible: 0 });
         let table = [
             (100, limits, busy, 97, "busy, far below both"),
             (100, limits, idle, 1000, "idle, far below both"),
             (299, limits, busy, 50, "near its soft limit"),
             (301, limits, busy, 103, "past its soft limit only the hard one counts"),
-            (510, limits, busy, 2, "near its hard limit"),
-            (510, held, busy, 10, "near a hard limit the kernel holds"),
+            (512, limits, busy, 6, "still at its hard limit"),
+            (510, limits, busy, 7, "still near its hard limit"),
+            (500, limits, busy, 10, "still not far from its hard limit"),
+            (510, limits, growing, 3, "growing near its hard limit"),
+            (412, limits, growing, 97, "growing, and far from it"),
+            (510, held, growing, 20, "near a hard limit the kernel holds"),
             (510, limits, idle, 250, "idle near its hard limit"),
             (513, limits, busy, 1000, "past both there is nothing to reach"),
             (100, far, busy, 1000, "a limit beyond all"),
         ];
-        for (rss_mib, limits, growth, expected_ms, what) in table {
-            let period = period(worker_lines(rss_mib * MIB, limits, growth), ms(1000));
+        for (rss_mib, limits, rates, expected_ms, what) in table {
+            let period = period(worker_lines(rss_mib * MIB, limits, rates), ms(1000));
             assert_eq!(period.as_millis(), expected_ms, "{what}");
         }
     }
@@ -179,7 +218,7 @@ mod tests {
 
     /// The kill comes a reading after the limit is passed: what was added in between is what a leak gets over it.
     #[test]
-    fn a_leak_at_one_gib_a_second_is_seen_before_it_is_three_mib_over() {
+    fn a_leak_at_one_gib_a_second_is_seen_before_it_is_seven_mib_over() {
         let limits = Limits { soft: 300 * MIB, hard: 300 * MIB, is_held: false };
         for start_mib in [0, 10, 77, 150, 299] {
             let (mut now, mut growth) = (Duration::ZERO, Growth::default());
@@ -187,10 +226,11 @@ mod tests {
             let mut readings = 0;
             while rss(now) <= limits.hard {
                 growth.note(now, rss(now));
-                now += period(worker_lines(rss(now), limits, growth.rate().max(PLAUSIBLE_GROWTH)), ms(1000));
+                let rates = Rates { seen: growth.rate(), plausible: PLAUSIBLE_GROWTH };
+                now += period(worker_lines(rss(now), limits, rates), ms(1000));
                 readings += 1;
             }
-            assert!(rss(now) - limits.hard < 3 * MIB, "from {start_mib} MiB: {} bytes over", rss(now) - limits.hard);
+            assert!(rss(now) - limits.hard < 7 * MIB, "from {start_mib} MiB: {} bytes over", rss(now) - limits.hard);
             assert!(readings < 20, "from {start_mib} MiB: {readings} readings");
         }
     }

@@ -1,20 +1,25 @@
 //! The monitor over real processes. The tests wait for readings, never for time, and assert bytes.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
 
-use super::cgroup::{Cgroups, Detected, Kind};
+use super::cgroup::{Cgroups, Detected, Kind, Usher};
 use super::*;
 use crate::core::governor::MemorySample;
 use crate::core::ids::WorkerId;
 use crate::core::order::{Exit, Order};
 use crate::core::settings::{AgentMode, AgentSettings};
+use crate::core::task::ResultPlace;
 use crate::scheduler::Watch;
 use crate::scheduler::call::Control;
 use crate::sys::clock::Clock;
+use crate::sys::eventfd::EventFd;
+use crate::sys::poll::PollSet;
 use crate::worker::guardian::Instance;
 use crate::worker::tests::bench::{Bench, MIB, agent, sh, task};
 
@@ -41,8 +46,9 @@ impl Watchdog {
             thresholds: [0.70, 0.85, 0.90, 0.95],
             hysteresis: 0.10,
         };
+        let surroundings = Surroundings { clock: Clock::start(), instance: instance.mark(), groups: cgroups.groups() };
         let (control_tx, control_rx) = bounded(64);
-        let (monitor, handle) = Monitor::new(settings, 64, control_tx, Clock::start(), instance.mark()).unwrap();
+        let (monitor, handle) = Monitor::new(settings, surroundings, 64, control_tx).unwrap();
         let thread = std::thread::Builder::new().spawn(move || monitor.run()).unwrap();
         Watchdog { bench: Bench::held_by(instance, cgroups), monitor: handle, control_rx, thread: Some(thread) }
     }
@@ -165,6 +171,55 @@ fn a_leak_is_at_most_1_mib_over_its_limit_in_a_cgroup_and_everywhere_its_end_is_
     assert_eq!((exit.status, exit.oom_killed), (Some(3), false));
     drop(watchdog);
     drop(removed);
+}
+
+/// Serves an usher until its cgroups are gone.
+fn serve(mut usher: Usher, bell: Arc<EventFd>) -> JoinHandle<()> {
+    let body = move || {
+        while usher.serve() {
+            let mut set = PollSet::default();
+            set.readable(Some(bell.as_fd()));
+            set.wait(Some(PATIENCE)).unwrap();
+            bell.hear();
+        }
+    };
+    std::thread::Builder::new().spawn(body).unwrap()
+}
+
+#[test]
+fn workers_are_in_their_groups_from_the_first_instruction_seated_or_not() {
+    let Some((place, removed)) = v1_place("seats") else {
+        let exit = Bench::held_by(Instance::unguarded().unwrap(), Cgroups::off()).run("cat /proc/self/cgroup", b"");
+        return assert!(!inline(&exit).contains("/w-"), "a group where there can be none");
+    };
+    let bell = Arc::new(EventFd::new().unwrap());
+    let mut cgroups = Cgroups::prepare(&place, None).unwrap();
+    let usher = cgroups.usher(Arc::clone(&bell)).expect("version 1 has seats");
+    let served = serve(usher, Arc::clone(&bell));
+    let mut bench = Bench::held_by(Instance::unguarded().unwrap(), cgroups);
+    for number in 1..=20 {
+        let exit = bench.run("cat /proc/self/cgroup", b"");
+        assert!(inline(&exit).contains(&format!("/w-{number}\n")), "{number}: {exit:?}");
+    }
+    let pids = [(); 2].map(|()| {
+        let worker = bench.spawn(sh(AgentMode::Oneshot, "sleep 1000"), Some(task(b"")));
+        bench.spawned(worker)
+    });
+    for (pid, number) in pids.into_iter().zip(21..) {
+        let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(cgroup.contains(&format!("/w-{number}\n")), "two at once: {cgroup}");
+    }
+    drop(bench);
+    bell.ring();
+    served.join().unwrap();
+    drop(removed);
+}
+
+fn inline(exit: &Exit) -> String {
+    match exit.result.as_ref().map(|result| &result.place) {
+        Some(ResultPlace::Inline(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+        other => panic!("no small result: {other:?}"),
+    }
 }
 
 /// Grandchildren: in the session, out of it, and adopted by the daemon.

@@ -12,9 +12,9 @@ use crate::sys::clock::Clock;
 use crate::sys::mark;
 use crate::worker::tree::{self, Orphan};
 
-/// A listing may take one part in this many of the time between two: a quarter of a per cent.
-const LIST_SHARE: u32 = 400;
-const LIST_SOONEST: Duration = Duration::from_millis(10);
+/// A listing may take one part in this many of the time between two.
+const LIST_SHARE: u32 = 1000;
+const LIST_SOONEST: Duration = Duration::from_millis(50);
 const LIST_LATEST: Duration = Duration::from_secs(1);
 
 /// Processes of one tree whose files are kept open. Those beyond are opened for each reading, so that a tree of thousands

@@ -26,8 +26,8 @@ pub struct Launch<'a> {
     pub stderr: BorrowedFd<'a>,
     pub user: Option<&'a User>,
     pub oom_score_adj: i32,
-    /// A `cgroup.procs` open for writing, of the cgroup the program is to be in from its first page on.
-    pub cgroup: Option<BorrowedFd<'a>>,
+    /// The cgroup it is to be in from its first page on.
+    pub cgroup: Option<Join<'a>>,
     /// [`super::mark::Instance::mark`].
     pub mark: u64,
 }
@@ -55,6 +55,8 @@ impl Step {
 
 /// Enough for the child's few frames in a build without optimization; pages it does not touch cost nothing.
 const STACK_BYTES: usize = 64 * 1024;
+/// linux/sched.h; libc's is an int, which has no such bit.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 const UMASK: libc::mode_t = 0o022;
 /// Signals are 1 to 64 on every Linux this is built for (signal(7)).
 const LAST_SIGNAL: libc::c_int = 64;
@@ -67,9 +69,32 @@ struct Plan<'a> {
     environment: Vec<*const libc::c_char>,
     oom_score_adj: CString,
     parent: libc::pid_t,
-    failed_step: AtomicI32,
-    failed_errno: AtomicI32,
+    /// Where it writes itself into a cgroup.
+    procs: Option<BorrowedFd<'a>>,
+    failure: &'a Failure,
+}
+
+/// What the child tells of itself.
+struct Failure {
+    step: AtomicI32,
+    errno: AtomicI32,
     cgroup_errno: AtomicI32,
+}
+
+impl Failure {
+    const NONE: Failure =
+        Failure { step: AtomicI32::new(-1), errno: AtomicI32::new(0), cgroup_errno: AtomicI32::new(0) };
+}
+
+/// A way into a cgroup.
+#[derive(Clone, Copy)]
+pub enum Join<'a> {
+    /// By itself, writing to `cgroup.procs`: the kernel waits for its read-copy-update, 8 to 16 ms where nobody has joined
+    /// any group lately.
+    Procs(BorrowedFd<'a>),
+    /// Born in it, by the directory of a group of version 2 (clone(2), CLONE_INTO_CGROUP, Linux 5.7); where that is refused,
+    /// by itself.
+    Directory { directory: BorrowedFd<'a>, procs: BorrowedFd<'a> },
 }
 
 /// A program that runs.
@@ -83,24 +108,36 @@ pub struct Launched {
 /// umask 022, no core files, and dying with the *thread* that called this (prctl(2), PR_SET_PDEATHSIG).
 pub fn launch(launch: &Launch<'_>) -> Result<Launched, LaunchError> {
     let process = |error| LaunchError { step: Step::Process, error };
-    let plan = Plan {
+    let failure = Shared::new().map_err(process)?;
+    let (procs, directory) = match launch.cgroup {
+        None => (None, None),
+        Some(Join::Procs(procs)) => (Some(procs), None),
+        Some(Join::Directory { directory, procs }) => (Some(procs), Some(directory)),
+    };
+    let mut plan = Plan {
         launch,
         arguments: null_terminated(launch.arguments),
         environment: null_terminated(launch.environment),
         oom_score_adj: CString::new(launch.oom_score_adj.to_string()).unwrap_or_default(),
         parent: std::process::id() as libc::pid_t,
-        failed_step: AtomicI32::new(-1),
-        failed_errno: AtomicI32::new(0),
-        cgroup_errno: AtomicI32::new(0),
+        procs: None,
+        failure: failure.get(),
     };
-    let stack = Stack::new().map_err(process)?;
-    let (pid, pidfd) = clone_blocked(&plan, &stack).map_err(process)?;
+    let born = directory.and_then(|directory| blocked(|| clone_into(&plan, directory)).ok());
+    let (pid, pidfd) = match born {
+        Some(born) => born,
+        None => {
+            plan.procs = procs;
+            let stack = Stack::new().map_err(process)?;
+            blocked(|| clone_shared(&plan, &stack)).map_err(process)?
+        }
+    };
     let mut child = Child::new(pid, pidfd);
-    let Ok(step) = usize::try_from(plan.failed_step.load(Ordering::Relaxed)) else {
-        let errno = plan.cgroup_errno.load(Ordering::Relaxed);
+    let Ok(step) = usize::try_from(failure.get().step.load(Ordering::Relaxed)) else {
+        let errno = failure.get().cgroup_errno.load(Ordering::Relaxed);
         return Ok(Launched { child, cgroup_error: (errno != 0).then(|| io::Error::from_raw_os_error(errno)) });
     };
-    let error = io::Error::from_raw_os_error(plan.failed_errno.load(Ordering::Relaxed));
+    let error = io::Error::from_raw_os_error(failure.get().errno.load(Ordering::Relaxed));
     // It is on its way out of _exit(2): this takes microseconds.
     while let Err(error) = child.reap_blocking()
         && error.kind() == io::ErrorKind::Interrupted
@@ -113,39 +150,69 @@ fn null_terminated(strings: &[CString]) -> Vec<*const libc::c_char> {
 }
 
 /// With all signals blocked: a handler of ours must not run in the child, on the memory it shares with us.
-fn clone_blocked(plan: &Plan<'_>, stack: &Stack) -> io::Result<(libc::pid_t, OwnedFd)> {
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-    let mut pidfd: libc::c_int = -1;
-    // SAFETY: the sets are initialized by sigfillset and pthread_sigmask before they are read. `child` gets a stack
-    // that nobody else uses and that outlives it, since CLONE_VFORK holds this thread until the child has called exec
-    // or _exit; for the same reason `plan` is borrowed for as long as the child reads it. What the child writes are
-    // atomics, and the errno of this thread. `pidfd` is where CLONE_PIDFD puts the new descriptor (clone(2)).
-    let (pid, error) = unsafe {
+fn blocked<T>(clone: impl FnOnce() -> T) -> T {
+    // SAFETY: the sets are initialized by sigfillset and pthread_sigmask before they are read.
+    unsafe {
         let mut all = std::mem::zeroed::<libc::sigset_t>();
         let mut before = std::mem::zeroed::<libc::sigset_t>();
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
-        let argument = ptr::from_ref(plan).cast_mut().cast::<c_void>();
-        let pid = libc::clone(child, stack.top(), flags, argument, ptr::from_mut(&mut pidfd));
-        let error = io::Error::last_os_error();
+        let cloned = clone();
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
-        (pid, error)
-    };
+        cloned
+    }
+}
+
+fn clone_shared(plan: &Plan<'_>, stack: &Stack) -> io::Result<(libc::pid_t, OwnedFd)> {
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let mut pidfd: libc::c_int = -1;
+    let argument = ptr::from_ref(plan).cast_mut().cast::<c_void>();
+    // SAFETY: `child` gets a stack that nobody else uses and that outlives it, since CLONE_VFORK holds this thread until
+    // the child has called exec or _exit; for the same reason `plan` is borrowed for as long as the child reads it. What
+    // the child writes are atomics, and the errno of this thread. `pidfd` is where CLONE_PIDFD puts the new descriptor.
+    let pid = unsafe { libc::clone(child, stack.top(), flags, argument, ptr::from_mut(&mut pidfd)) };
     if pid == -1 {
-        return Err(error);
+        return Err(io::Error::last_os_error());
     }
     // SAFETY: clone succeeded, so the descriptor is new and nobody else's.
     Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
 }
 
+/// Why on a copy of our memory and not in it: clone3(2) gives the child no function to begin with, and two processes cannot
+/// return on one stack. The daemon is small, so the copy of its page tables costs far less than joining a group.
+fn clone_into(plan: &Plan<'_>, directory: BorrowedFd<'_>) -> io::Result<(libc::pid_t, OwnedFd)> {
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: all zero is a valid clone_args: nothing is asked for.
+    let mut arguments = unsafe { std::mem::zeroed::<libc::clone_args>() };
+    arguments.flags = (libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64 | CLONE_INTO_CGROUP;
+    arguments.pidfd = ptr::from_mut(&mut pidfd) as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.cgroup = directory.as_raw_fd() as u64;
+    // SAFETY: the arguments are alive and of the size that is told. The child, a copy of this thread alone, makes system
+    // calls only (see `child`) and never returns; its words go through shared memory.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_ref(&arguments), size_of::<libc::clone_args>()) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            become_program_or_exit(plan);
+        }
+        // SAFETY: clone3 succeeded, so the descriptor is new and nobody else's.
+        pid => Ok((pid as libc::pid_t, unsafe { OwnedFd::from_raw_fd(pidfd) })),
+    }
+}
+
 /// Runs in the child until exec. INVARIANT: only system calls; no allocation, no lock, no panic, nothing of libc that
 /// keeps state, for the memory is the daemon's.
 extern "C" fn child(argument: *mut c_void) -> libc::c_int {
-    // SAFETY: clone_blocked passes a pointer to a Plan that lives until we exec or exit.
-    let plan = unsafe { &*argument.cast::<Plan<'_>>() };
+    // SAFETY: clone_shared passes a pointer to a Plan that lives until we exec or exit.
+    become_program_or_exit(unsafe { &*argument.cast::<Plan<'_>>() })
+}
+
+/// INVARIANT: as for `child`.
+fn become_program_or_exit(plan: &Plan<'_>) -> ! {
     let Err(step) = become_program(plan);
-    plan.failed_errno.store(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
-    plan.failed_step.store(step as i32, Ordering::Relaxed);
+    plan.failure.errno.store(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
+    plan.failure.step.store(step as i32, Ordering::Relaxed);
     // SAFETY: _exit runs no handlers and flushes nothing.
     unsafe { libc::_exit(127) }
 }
@@ -161,11 +228,11 @@ fn become_program(plan: &Plan<'_>) -> Result<std::convert::Infallible, Step> {
         let limit = libc::rlimit { rlim_cur: launch.mark as libc::rlim_t, rlim_max: launch.mark as libc::rlim_t };
         libc::setrlimit(libc::RLIMIT_RSS, &limit);
         libc::setsid();
-        if let Some(cgroup) = launch.cgroup
-            && libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) == -1
+        if let Some(procs) = plan.procs
+            && libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) == -1
         {
             // "0" is the writer (cgroups(7)). The worker runs without; the watchdog is there for all.
-            plan.cgroup_errno.store(*libc::__errno_location(), Ordering::Relaxed);
+            plan.failure.cgroup_errno.store(*libc::__errno_location(), Ordering::Relaxed);
         }
         reset_signal_dispositions();
         for (target, source) in [(0, launch.stdin), (1, launch.stdout), (2, launch.stderr)] {
@@ -264,6 +331,39 @@ use libc::{SYS_setgid as SET_GID, SYS_setgroups as SET_GROUPS, SYS_setuid as SET
 #[cfg(any(target_arch = "arm", target_arch = "x86"))]
 use libc::{SYS_setgid32 as SET_GID, SYS_setgroups32 as SET_GROUPS, SYS_setuid32 as SET_UID};
 
+/// Words that both processes see, whether the child has our memory or a copy of it.
+struct Shared {
+    failure: *mut Failure,
+}
+
+impl Shared {
+    fn new() -> io::Result<Shared> {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let bytes = size_of::<Failure>();
+        // SAFETY: a new anonymous mapping touches nothing that exists.
+        let page = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        if page == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let failure = page.cast::<Failure>();
+        // SAFETY: a page of ours, aligned for anything, and large enough.
+        unsafe { failure.write(Failure::NONE) };
+        Ok(Shared { failure })
+    }
+
+    fn get(&self) -> &Failure {
+        // SAFETY: initialized above and mapped until the drop; atomics may be written by others.
+        unsafe { &*self.failure }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and the borrow of `get` has ended.
+        unsafe { libc::munmap(self.failure.cast(), size_of::<Failure>()) };
+    }
+}
+
 /// Memory for the child's stack, given back when it has called exec.
 struct Stack {
     bottom: *mut c_void,
@@ -289,5 +389,88 @@ impl Drop for Stack {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours and nobody runs on it any more: the clone has returned.
         unsafe { libc::munmap(self.bottom, STACK_BYTES) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, OpenOptions};
+    use std::os::fd::AsFd;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::sys::process::Signal;
+
+    fn start(program: &str, cgroup: Join<'_>) -> Result<Launched, LaunchError> {
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+        let words = [program, "1000"].map(|word| CString::new(word).unwrap());
+        launch(&Launch {
+            programs: &words[..1],
+            arguments: &words,
+            environment: &[],
+            directory: c"/",
+            stdin: null.as_fd(),
+            stdout: null.as_fd(),
+            stderr: null.as_fd(),
+            user: None,
+            oom_score_adj: 0,
+            cgroup: Some(cgroup),
+            mark: libc::RLIM_INFINITY as u64,
+        })
+    }
+
+    fn end(mut child: Child) {
+        child.signal(Signal::Kill);
+        child.reap_blocking().unwrap();
+    }
+
+    fn procs(directory: &Path) -> File {
+        OpenOptions::new().write(true).create(true).truncate(false).open(directory.join("cgroup.procs")).unwrap()
+    }
+
+    /// A new group of version 2, with or without controllers; `None` where none can be made.
+    fn new_group() -> Option<PathBuf> {
+        let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let place = places.into_iter().find(|place| place.join("cgroup.controllers").exists())?;
+        let group = place.join(format!("kurultai-test-launch-{}", std::process::id()));
+        fs::create_dir(&group).ok()?;
+        Some(group)
+    }
+
+    #[test]
+    fn a_program_is_born_in_its_group_and_what_is_wrong_with_it_is_told() {
+        let Some(group) = new_group() else { return a_program_joins_where_it_cannot_be_born() };
+        let (directory, procs) = (File::open(&group).unwrap(), procs(&group));
+        let join = Join::Directory { directory: directory.as_fd(), procs: procs.as_fd() };
+        let started = start("/bin/sleep", join);
+        let missing = start("/no/such/program", join);
+        let cgroup = started
+            .as_ref()
+            .map(|launched| fs::read_to_string(format!("/proc/{}/cgroup", launched.child.pid())).unwrap_or_default());
+        let in_group = cgroup.is_ok_and(|cgroup| cgroup.contains("/kurultai-test-launch-"));
+        let started = started.map(|launched| (launched.cgroup_error.is_none(), end(launched.child)));
+        fs::remove_dir(&group).unwrap();
+        assert!(in_group && started.is_ok_and(|(joined, ())| joined));
+        let error = missing.err().expect("there is no such program");
+        assert_eq!((error.step, error.error.kind()), (Step::Exec, io::ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn a_program_joins_where_it_cannot_be_born() {
+        let group = tempfile::tempdir().unwrap();
+        let (directory, procs) = (File::open(group.path()).unwrap(), procs(group.path()));
+        let join = Join::Directory { directory: directory.as_fd(), procs: procs.as_fd() };
+        let launched = start("/bin/sleep", join).unwrap();
+        assert!(launched.cgroup_error.is_none());
+        end(launched.child);
+        assert_eq!(fs::read_to_string(group.path().join("cgroup.procs")).unwrap(), "0");
+        let refused = Join::Procs(directory.as_fd());
+        let launched = start("/bin/sleep", refused).unwrap();
+        assert_eq!(
+            launched.cgroup_error.and_then(|error| error.raw_os_error()),
+            Some(libc::EBADF),
+            "it runs all the same"
+        );
+        end(launched.child);
     }
 }

@@ -163,6 +163,12 @@ pub fn become_subreaper() -> io::Result<()> {
     Ok(())
 }
 
+/// The calling thread's number, as /proc and cgroups know it: gettid(2).
+pub fn thread_id() -> u32 {
+    // SAFETY: no pointers; it cannot fail.
+    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
+}
+
 /// Ends the process now: no destructors, no exit handlers.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit(2) does not return.

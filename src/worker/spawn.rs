@@ -69,9 +69,11 @@ pub fn spawn(
         stderr: stderr_theirs.as_fd(),
         user: user.as_ref(),
         oom_score_adj: agent.oom_score_adj,
-        cgroup: cgroup.as_ref().map(WorkerGroup::procs),
+        cgroup: cgroup.as_ref().and_then(WorkerGroup::join),
         mark: room.instance.mark(worker.0),
     });
+    // Not before: until then this thread has to stay in the group it sits in.
+    room.cgroups.ask_for_seat();
     match launched {
         Ok(Launched { child, cgroup_error }) => {
             if let Some(error) = cgroup_error {

@@ -4,10 +4,13 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::usher::{self, Seat, Usher};
 use super::worker_group::WorkerGroup;
 use super::{Detected, Kind};
 use crate::core::ids::WorkerId;
+use crate::sys::eventfd::EventFd;
 use crate::sys::process::{Signal, open_pidfd, send_signal};
 
 /// Our own processes, where they must not be in the parent of the workers' groups.
@@ -28,11 +31,19 @@ pub struct Cgroups {
     has_warned: bool,
 }
 
+/// Where workers' groups are: `w-1` and so on in `base`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Groups {
+    pub version: Version,
+    /// `kurultai-PID`.
+    pub base: PathBuf,
+}
+
 #[derive(Debug)]
 struct Active {
-    version: Version,
-    /// `kurultai-PID`, the parent of them all.
-    base: PathBuf,
+    groups: Groups,
+    /// Version 1, if there is an usher: where the supervisor's thread sits.
+    seat: Option<Seat>,
     /// Groups of ended workers that the kernel did not let us remove yet.
     left: Vec<PathBuf>,
 }
@@ -68,7 +79,15 @@ impl Cgroups {
         if let Some((uid, gid)) = owner {
             give(version, &detected.path, &base, uid, gid)?;
         }
-        Ok(Cgroups { active: Some(Active { version, base, left: Vec::new() }), has_warned: false })
+        Ok(Cgroups {
+            active: Some(Active { groups: Groups { version, base }, seat: None, left: Vec::new() }),
+            has_warned: false,
+        })
+    }
+
+    /// Where the groups are, if there are any.
+    pub fn groups(&self) -> Option<Groups> {
+        self.active.as_ref().map(|active| active.groups.clone())
     }
 
     /// A group for a worker that is about to start; `None` if there is to be none, or if it could not be made, which is
@@ -76,13 +95,35 @@ impl Cgroups {
     pub fn create(&mut self, worker: WorkerId, limit_bytes: u64) -> Option<WorkerGroup> {
         let active = self.active.as_mut()?;
         active.retry();
-        match WorkerGroup::create(active.version, &active.base, worker, limit_bytes) {
+        let Groups { version, base } = &active.groups;
+        let seat = active.seat.as_mut().and_then(Seat::take);
+        let group = match &seat {
+            Some(seat) => WorkerGroup::seated(*version, seat, worker, limit_bytes),
+            None => WorkerGroup::create(*version, base, worker, limit_bytes),
+        };
+        match group {
             Ok(group) => Some(group),
             Err(error) => {
-                let base = active.base.display().to_string();
+                let base = base.display().to_string();
                 self.warn(&format!("cannot make a cgroup for {worker} in {base}: {error}"));
                 None
             }
+        }
+    }
+
+    /// Has workers be born in their groups instead of joining them, where that is quicker: with version 1. The usher is served
+    /// by a thread that may wait, when `bell` has rung.
+    pub fn usher(&mut self, bell: Arc<EventFd>) -> Option<Usher> {
+        let active = self.active.as_mut().filter(|active| active.groups.version == Version::V1)?;
+        let (usher, seat) = usher::usher(&active.groups.base, bell);
+        active.seat = Some(seat);
+        Some(usher)
+    }
+
+    /// To be called by the thread that starts workers, before the first and after each.
+    pub fn ask_for_seat(&mut self) {
+        if let Some(seat) = self.active.as_mut().and_then(|active| active.seat.as_mut()) {
+            seat.ask();
         }
     }
 
@@ -112,15 +153,21 @@ pub(super) fn base_name() -> String {
 impl Active {
     /// A dead process may hold its group for a moment longer, so what cannot be removed now is tried again later.
     fn retry(&mut self) {
-        self.left.retain(|path| !is_removed(path));
+        // Why: removing waits as long as somebody is being moved between groups, and nothing else depends on it.
+        if self.seat.as_ref().is_none_or(|seat| !seat.is_being_made()) {
+            self.left.retain(|path| !is_removed(path));
+        }
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
+        if let (Some(seat), Some(parent)) = (&mut self.seat, self.groups.base.parent()) {
+            seat.leave(parent);
+        }
         self.retry();
-        if self.left.is_empty() && !is_removed(&self.base) {
-            log::debug!("the cgroup {} stays behind; the next daemon removes it", self.base.display());
+        if !is_removed(&self.groups.base) {
+            log::debug!("the cgroup {} stays behind; the next daemon removes it", self.groups.base.display());
         }
     }
 }

@@ -9,6 +9,7 @@ mod own;
 mod place;
 #[cfg(test)]
 mod tests;
+mod usher;
 mod worker_group;
 
 use std::fmt;
@@ -16,11 +17,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::sys::file::{has_attribute, may_write};
-pub use groups::Cgroups;
+pub use groups::{Cgroups, Groups};
 pub use hold::Hold;
 pub use own::{Fill, OwnCgroup};
 use place::Hierarchy;
+pub use usher::Usher;
 pub use worker_group::WorkerGroup;
+
+/// How long a thread that ends waits for a seat that is being made for it. Far more than the kernel takes.
+const LEAVE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// What of cgroups can be used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -65,9 +65,7 @@ impl OwnCgroup {
         let usage = number(&self.usage)?;
         let mut buffer = [0_u8; 4096];
         let stat = read_text(&self.stat, &mut buffer).ok()?;
-        let inactive = stat.lines().find_map(|line| line.strip_prefix(self.inactive_file));
-        let inactive = inactive.and_then(|bytes| bytes.parse::<u64>().ok()).unwrap_or(0);
-        Some(Fill { used: usage.saturating_sub(inactive), limit })
+        Some(Fill { used: usage.saturating_sub(statistic(stat, self.inactive_file)), limit })
     }
 }
 
@@ -75,6 +73,12 @@ impl Fill {
     pub fn ratio(&self) -> f64 {
         self.used as f64 / self.limit as f64
     }
+}
+
+/// A line of `memory.stat`, its name with the space behind it; 0 if there is none.
+pub(super) fn statistic(stat: &str, name: &str) -> u64 {
+    let line = stat.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
 
 /// `None` also for `max`.

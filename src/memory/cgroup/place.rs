@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub struct Hierarchy {
     /// Where it is mounted.
     pub mount: PathBuf,
-    /// The process's own cgroup's directory: the mount point or below it.
+    /// Our own cgroup's directory: the mount point or below it.
     pub own: PathBuf,
     pub is_read_only: bool,
 }
@@ -23,13 +23,8 @@ pub struct Hierarchies {
 
 /// Of this process. `root` is `/`, or a directory that stands for it. What cannot be read is not there.
 pub fn find(root: &Path) -> Hierarchies {
-    find_of(root, "self")
-}
-
-/// Of the process with that pid, as seen from here.
-pub fn find_of(root: &Path, process: &str) -> Hierarchies {
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
-    let (mounts, cgroups) = (read("proc/self/mountinfo"), read(&format!("proc/{process}/cgroup")));
+    let (mounts, cgroups) = (read("proc/self/mountinfo"), read("proc/self/cgroup"));
     let hierarchy = |mount: &Mount, is_ours: &dyn Fn(&str, &str) -> bool| {
         let path = cgroups.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':');

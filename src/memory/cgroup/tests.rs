@@ -192,28 +192,34 @@ fn the_own_cgroup_is_the_nearest_with_a_limit_and_cache_is_not_pressure() {
 #[test]
 fn the_kernels_limit_follows_what_resident_memory_counts() {
     let fake = Fake::v2("/kurultai");
-    fs::create_dir_all(fake.dir.path().join("proc/42")).unwrap();
     let group = fake.base().join("w-5");
     fs::create_dir_all(&group).unwrap();
-    let line = format!("0::/kurultai/kurultai-{}/w-5\n", std::process::id());
-    fs::write(fake.dir.path().join("proc/42/cgroup"), line).unwrap();
+    let groups = Cgroups::prepare(&fake.detect(), None).unwrap().groups().expect("there are groups");
+    fs::create_dir_all(&group).unwrap();
     const MIB: u64 = 1 << 20;
     let hard = 100 * MIB;
     fs::write(group.join("memory.max"), hard.to_string()).unwrap();
     fs::write(group.join("memory.current"), (60 * MIB).to_string()).unwrap();
-    assert!(Hold::of(fake.dir.path(), 42, WorkerId(6), hard).is_none(), "another worker's group");
-    assert!(Hold::of(fake.dir.path(), 43, WorkerId(5), hard).is_none(), "a process that is gone");
-    let mut hold = Hold::of(fake.dir.path(), 42, WorkerId(5), hard).expect("its group");
+    let cache = |file: u64, mapped: u64| {
+        fs::write(group.join("memory.stat"), format!("anon 1\nfile {file}\nfile_mapped {mapped}\n")).unwrap();
+    };
+    cache(0, 0);
+    assert!(Hold::of(&groups, WorkerId(6), hard).is_none(), "another worker's group");
+    let mut hold = Hold::of(&groups, WorkerId(5), hard).expect("its group");
     // Resident memory, and what the kernel's limit becomes.
-    for (rss, expected, what) in [
-        (40 * MIB, hard, "far from the limit"),
-        (60 * MIB, hard, "all is charged to the group"),
-        (60 * MIB + 4096, hard, "a page is charged elsewhere"),
-        (63 * MIB, 97 * MIB, "its text is charged elsewhere"),
-        (50 * MIB, hard, "the group has page cache besides"),
+    for (rss, unmapped, expected, what) in [
+        (40 * MIB, 0, hard, "far from the limit"),
+        (60 * MIB, 0, hard, "all is charged to the group"),
+        (60 * MIB + 4096, 0, hard, "a page is charged elsewhere"),
+        (63 * MIB, 0, 97 * MIB, "its text is charged elsewhere"),
+        (60 * MIB, 4 * MIB, 96 * MIB, "and page cache hides it"),
+        (55 * MIB, 0, hard, "the group has kernel memory besides"),
     ] {
-        hold.adjust(rss);
+        cache(unmapped + MIB, MIB);
+        assert!(hold.adjust(rss), "{what}");
         let limit = text(group.join("memory.max"));
         assert!(limit.starts_with(&expected.to_string()), "{what}: {limit}");
     }
+    fs::write(group.join("memory.current"), "4096").unwrap();
+    assert!(!hold.adjust(60 * MIB), "its memory is not in the group at all");
 }

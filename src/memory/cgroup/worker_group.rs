@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::groups::Version;
 use crate::core::ids::WorkerId;
 use crate::sys::eventfd::EventFd;
+use crate::sys::launch::Join;
 
 /// A charge is made in batches of this much a CPU (mm/memcontrol.c, MEMCG_CHARGE_BATCH), so a group that is refused a page
 /// may look this far from its limit on a few CPUs.
@@ -18,7 +19,9 @@ const BATCHES: u64 = 1024 * 1024;
 pub struct WorkerGroup {
     version: Version,
     path: PathBuf,
-    procs: File,
+    procs: Option<File>,
+    /// Version 2.
+    directory: Option<File>,
     oom: Option<OomBell>,
 }
 
@@ -33,14 +36,25 @@ impl WorkerGroup {
     pub(super) fn create(version: Version, base: &Path, worker: WorkerId, limit_bytes: u64) -> io::Result<WorkerGroup> {
         let path = base.join(worker.to_string());
         fs::create_dir(&path)?;
-        let made = WorkerGroup::limit(version, &path, limit_bytes);
+        WorkerGroup::limited(version, path, limit_bytes, false)
+    }
+
+    /// From the group that the calling thread sits in: what it starts need not join.
+    pub(super) fn seated(version: Version, seat: &Path, worker: WorkerId, limit_bytes: u64) -> io::Result<WorkerGroup> {
+        let path = seat.with_file_name(worker.to_string());
+        fs::rename(seat, &path)?;
+        WorkerGroup::limited(version, path, limit_bytes, true)
+    }
+
+    fn limited(version: Version, path: PathBuf, limit_bytes: u64, is_joined: bool) -> io::Result<WorkerGroup> {
+        let made = WorkerGroup::limit(version, &path, limit_bytes, is_joined);
         if made.is_err() {
             let _ = fs::remove_dir(&path);
         }
         made
     }
 
-    fn limit(version: Version, path: &Path, limit_bytes: u64) -> io::Result<WorkerGroup> {
+    fn limit(version: Version, path: &Path, limit_bytes: u64, is_joined: bool) -> io::Result<WorkerGroup> {
         let set = |file: &str, value: &str| fs::write(path.join(file), value);
         let limit = limit_bytes.to_string();
         match version {
@@ -56,22 +70,31 @@ impl WorkerGroup {
                 let _ = set("memory.memsw.limit_in_bytes", &limit);
             }
         }
-        let procs = OpenOptions::new().write(true).create(true).truncate(false).open(path.join("cgroup.procs"))?;
+        let open = || OpenOptions::new().write(true).create(true).truncate(false).open(path.join("cgroup.procs"));
+        let procs = if is_joined { None } else { Some(open()?) };
+        let directory = match version {
+            Version::V2 => Some(File::open(path)?),
+            Version::V1 => None,
+        };
         let oom = match version {
             Version::V2 => None,
             // A kernel that does not tell still counts; only then the rest of a tree outlives the one that was killed.
             Version::V1 => OomBell::hang(path).ok(),
         };
-        Ok(WorkerGroup { version, path: path.to_owned(), procs, oom })
+        Ok(WorkerGroup { version, path: path.to_owned(), procs, directory, oom })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where "0" is written by whoever wants to be in the group.
-    pub fn procs(&self) -> BorrowedFd<'_> {
-        self.procs.as_fd()
+    /// How a worker gets into the group; `None` if it is in it by where the calling thread sits.
+    pub fn join(&self) -> Option<Join<'_>> {
+        let procs = self.procs.as_ref()?.as_fd();
+        Some(match &self.directory {
+            Some(directory) => Join::Directory { directory: directory.as_fd(), procs },
+            None => Join::Procs(procs),
+        })
     }
 
     /// Readable when the group, or one above it, was out of memory; see [`WorkerGroup::heard_of_oom`].
