@@ -9,9 +9,8 @@ const LIMIT_MIB: u64 = 400;
 
 fn config(memory: &str, more: &str) -> String {
     format!(
-        "[memory]\nlimit_mb = {LIMIT_MIB}\ncheck_interval_ms = 50\nsettle_ms = 200\n{memory}\n\
-         [queue]\nmax_depth = 10\n{more}\n{}{}",
-        ballast(""),
+        "[memory]\nlimit_mb = {LIMIT_MIB}\ncheck_interval_ms = 50\n{memory}\n[queue]\nmax_depth = 10\n{more}\n{}{}",
+        ballast(&["ballast", "fixed", "normal", "low", "deaf", "small", "large"], ""),
         worker("sleeper", "tests/agents/sleeper", "")
     )
 }
@@ -196,7 +195,7 @@ fn sleeper(daemon: &Daemon, mib: u64, more: Value) -> String {
 
 #[test]
 fn at_critical_the_lowest_priority_checkpoints_is_parked_and_goes_on_where_it_was() {
-    let daemon = Daemon::start(&config("", "[workers]\nmax = 4\n"));
+    let daemon = Daemon::start(&config("settle_ms = 60000", "[workers]\nmax = 4\n"));
     let mut ballast = Ballast::start(&daemon, "ballast");
     // What may not be preempted is the largest and the lowest.
     let fixed = Ballast::start_with(&daemon, "fixed", 80 * MIB, json!({ "priority": "low", "preemptible": false }));
@@ -313,7 +312,7 @@ fn at_emergency_the_lowest_priority_is_killed_and_nothing_else() {
     assert_eq!(incidents(&killed), incidents(&crossings(&daemon)), "one incident");
     crossings(&daemon).iter().for_each(check_crossing);
     assert_eq!(metric(&daemon, "kurultai_memory_recovery_actions_total{action=\"kill\"}"), 1.0);
-    assert_eq!(metric(&daemon, "kurultai_tasks_failed_total{agent=\"ballast\",reason=\"memory_emergency\"}"), 1.0);
+    assert_eq!(metric(&daemon, "kurultai_tasks_failed_total{agent=\"large\",reason=\"memory_emergency\"}"), 1.0);
     let why = daemon.get(&format!("/v1/tasks/{}/why", large.task)).expect(200).text();
     assert!(why.contains("lowest priority") && why.contains("MiB"), "{why}");
     soon("it is ok", || daemon.get("/health").json()["status"] == "ok");

@@ -27,9 +27,9 @@ pub fn leak() -> String {
     path.display().to_string()
 }
 
-/// The ballast agent; memory is read often, so that readings can be waited for.
-pub fn ballast(more: &str) -> String {
-    config::worker("ballast", "tests/agents/ballast", more)
+/// The ballast agent under several names: what one has held is expected of the others of its name.
+pub fn ballast(names: &[&str], more: &str) -> String {
+    names.iter().map(|name| config::worker(name, "tests/agents/ballast", more)).collect()
 }
 
 /// `/v1/memory`.
@@ -82,7 +82,7 @@ pub struct Ballast {
 }
 
 impl Ballast {
-    /// At priority critical, so that there is always something before it that can be preempted or killed.
+    /// A task of the agent of that name, at priority critical, so that there is always something before it that can be preempted or killed.
     #[track_caller]
     pub fn start(daemon: &Daemon, name: &str) -> Ballast {
         Ballast::start_with(daemon, name, 0, json!({ "priority": "critical" }))
@@ -99,8 +99,8 @@ impl Ballast {
     /// As [`Ballast::start_with`], not waiting until it runs.
     #[track_caller]
     pub fn submit(daemon: &Daemon, name: &str, bytes: u64, more: Value) -> Ballast {
-        let control = daemon.path().join(name);
-        let mut envelope = json!({ "agent": "ballast", "payload": { "control": control } });
+        let control = daemon.path().join(format!("{name}.hold"));
+        let mut envelope = json!({ "agent": name, "payload": { "control": control } });
         for (key, value) in more.as_object().expect("fields of an envelope") {
             if key == "deaf" {
                 envelope["payload"][key] = value.clone();
