@@ -8,6 +8,7 @@
 mod config;
 mod daemon;
 mod http;
+mod memory;
 mod outside;
 mod process;
 mod wait;
@@ -15,6 +16,7 @@ mod wait;
 pub use config::{agent, bad_agent, repository, worker};
 pub use daemon::{Daemon, Home};
 pub use http::{Connection, Request, Response, free_port};
+pub use memory::{Ballast, MIB, Memory, ballast, leak, metric};
 pub use outside::{Ran, run, run_command, shell};
 pub use process::{Footprint, children, descendants, is_alive, signal, start_time};
 pub use wait::{LIMIT, never_until, soon, until};
