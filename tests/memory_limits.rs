@@ -4,10 +4,12 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use common::{
-    Ballast, Daemon, Footprint, MIB, Memory, agent, ballast, children, descendants, leak, metric, never_until, soon,
-    until, worker,
+    Ballast, Daemon, Footprint, MIB, Memory, agent, ballast, descendants, leak, metric, never_until, soon, until,
+    worker,
 };
 use serde_json::{Value, json};
 
@@ -42,9 +44,10 @@ fn cgroups(daemon: &Daemon) -> Option<PathBuf> {
     Some(PathBuf::from(found["path"].as_str().expect("a path")).join(format!("kurultai-{}", daemon.pid())))
 }
 
-fn directories(path: &PathBuf) -> Vec<PathBuf> {
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+/// Workers' groups are named as the workers are.
+fn groups(base: &PathBuf) -> usize {
+    let entries = fs::read_dir(base).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with("w-"))).count()
 }
 
 /// The daemon is as it was before a worker died: its own tables, its processes, its cgroups.
@@ -63,7 +66,7 @@ fn leaves_nothing(daemon: Daemon) {
     if let Some(base) = &base {
         assert!(base.is_dir(), "{} is not there", base.display());
         let workers = daemon.get("/v1/workers").expect(200).json()["workers"].as_array().map(Vec::len);
-        soon("cgroups of workers that are gone are gone", || Some(directories(base).len()) <= workers);
+        soon("cgroups of workers that are gone are gone", || Some(groups(base)) <= workers);
     }
     daemon.stop();
     if let Some(base) = base {
@@ -240,6 +243,73 @@ fn a_leak_costs_its_own_task_and_everything_else_completes() {
         health.status == 200 && health.json()["status"] == "ok"
     });
     leaves_nothing(daemon);
+}
+
+/// Resident memory of the daemon and its whole tree, every 10 ms for as long as `work` takes; the most and how often.
+fn watched(daemon: &Daemon, work: impl FnOnce()) -> (u64, usize) {
+    let (stop_tx, stop_rx) = mpsc::sync_channel::<()>(0);
+    let daemon_pid = daemon.pid();
+    std::thread::scope(|scope| {
+        let sampler = scope.spawn(move || {
+            let (mut most, mut samples) = (0, 0);
+            while stop_rx.recv_timeout(Duration::from_millis(10)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let tree = descendants(daemon_pid).into_iter().chain([daemon_pid]);
+                most = tree.filter_map(rss).sum::<u64>().max(most);
+                samples += 1;
+            }
+            (most, samples)
+        });
+        work();
+        drop(stop_tx);
+        sampler.join().expect("it only reads")
+    })
+}
+
+/// Of a process that may have ended meanwhile.
+fn rss(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib: u64 =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())?;
+    Some(kib << 10)
+}
+
+#[test]
+fn a_small_installation_stays_under_512_mib_and_under_1_gib_in_a_burst() {
+    let config = format!(
+        "[memory]\nlimit_mb = 512\n[queue]\nmax_depth = 10\npriority_limits = {{ normal = 10 }}\n\
+         [[schedules]]\nname = \"beat\"\nagent = \"heartbeat\"\nevery_s = 1\n{}{}{}{}",
+        agent("heartbeat", "scripts/agents/heartbeat", ""),
+        worker("echo", "scripts/agents/echo.py", ""),
+        worker("logstats", "scripts/agents/logstats", ""),
+        worker("render", "scripts/agents/render", "runtime = \"node\""),
+    );
+    let daemon = Daemon::start(&config);
+    let page = "# A title\n\nSome *text*.\n\n".repeat(2000);
+    let render = |daemon: &Daemon| {
+        let response = daemon.post("/v1/agents/render/tasks?wait=30", page.clone());
+        assert_eq!(response.status, 200, "{}", response.text());
+    };
+    let beats = || metric(&daemon, "kurultai_tasks_completed_total{agent=\"heartbeat\"}");
+    let (steady, samples) = watched(&daemon, || {
+        for n in 0..20 {
+            render(&daemon);
+            assert_eq!(daemon.run_task("echo", json!(n))["state"], "completed");
+        }
+        soon("a beat has come", || beats() >= 1.0);
+    });
+    println!("steady: {} MiB at most, in {samples} samples", steady >> 20);
+    assert!(samples >= 10 && steady < 512 * MIB, "{steady} bytes in {samples} samples");
+    let (burst, samples) = watched(&daemon, || {
+        std::thread::scope(|scope| {
+            for _ in 0..10 {
+                scope.spawn(|| render(&daemon));
+            }
+        });
+    });
+    println!("burst: {} MiB at most, in {samples} samples", burst >> 20);
+    assert!(burst < 1024 * MIB, "{burst} bytes in {samples} samples");
+    assert_eq!(metric(&daemon, "kurultai_tasks_completed_total{agent=\"render\"}"), 30.0);
+    daemon.stop();
 }
 
 #[test]
