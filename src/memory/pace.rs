@@ -18,10 +18,11 @@ const GROWING: u64 = 16 << 20;
 /// The leak that has to be caught in time, in bytes a second.
 const LEAK: u64 = 1 << 30;
 
-/// Floors of the period. A wake-up from sleep costs some 50 µs, most of it for cold caches, so closeness has its price. A
-/// worker that grows is read so often that a leak of 1 GiB/s gets 3 MiB over its limit, and one that stands still so that
-/// it gets 6 MiB over when it begins to leak just then: time for what it has left is added, up to a bound.
-pub const GROWING_FLOOR: Duration = Duration::from_millis(3);
+/// Floors of the period. A wake-up from sleep costs 50 to 100 µs, most of it for cold caches, so closeness has its price. A
+/// worker that grows is read as often as poll(2) can; it crosses its limit soon or stops. One that stands still may stand
+/// there for hours: it is read so often that a leak which begins just then gets 6 MiB over, with time added for what it
+/// has left, up to a bound.
+pub const GROWING_FLOOR: Duration = Duration::from_millis(1);
 pub const STILL_FLOOR: Duration = Duration::from_millis(6);
 pub const STILL_FLOOR_MOST: Duration = Duration::from_millis(10);
 /// At a hard limit that the kernel holds and a level: what either calls for takes longer than this by itself.
@@ -156,13 +157,13 @@ mod tests {
             (&[line(200, 2000)], ms(100), "headroom over growth"),
             (&[line(200, 2000), line(20, 2000)], ms(10), "the nearest decides"),
             (&[line(20, 20), line(200, 2000)], ms(100), "not the smallest headroom but the first to be reached"),
-            (&[line(1, 2000)], ms(3), "the floor"),
-            (&[line(0, 2000)], ms(3), "at the line"),
+            (&[line(1, 2000)], ms(1), "the floor"),
+            (&[line(0, 2000)], ms(1), "at the line"),
         ];
         for (lines, expected, what) in table {
             assert_eq!(period(lines.iter().copied(), ms(1000)), expected, "{what}");
         }
-        assert_eq!(period([line(1, 2000)], ms(1)), ms(1), "the ceiling is above every floor");
+        assert_eq!(period([line(9, 1)], ms(1)), ms(1), "the ceiling is above every floor");
     }
 
     #[test]
@@ -181,7 +182,7 @@ mod tests {
             (512, limits, busy, 6, "still at its hard limit"),
             (510, limits, busy, 7, "still near its hard limit"),
             (500, limits, busy, 10, "still not far from its hard limit"),
-            (510, limits, growing, 3, "growing near its hard limit"),
+            (511, limits, growing, 1, "growing near its hard limit"),
             (412, limits, growing, 97, "growing, and far from it"),
             (510, held, growing, 20, "near a hard limit the kernel holds"),
             (510, limits, idle, 250, "idle near its hard limit"),

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -27,16 +27,21 @@ use crate::worker::tests::bench::{Bench, MIB, agent, sh, task};
 const PATIENCE: Duration = Duration::from_secs(60);
 const HARD_LIMIT: u64 = 300 * MIB;
 
+/// How far a leak gets is measured without another leak beside it, on a machine that may have one core.
+static MEASUREMENT: Mutex<()> = Mutex::new(());
+
 /// A supervisor and a monitor, with the test in the place of the scheduler and its core.
 struct Watchdog {
     bench: Bench,
     monitor: MonitorHandle,
     control_rx: Receiver<Control>,
     thread: Option<JoinHandle<()>>,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Watchdog {
     fn new(cgroups: Cgroups) -> Watchdog {
+        let alone = MEASUREMENT.lock().unwrap_or_else(PoisonError::into_inner);
         let instance = Instance::unguarded().unwrap();
         let settings = MonitorSettings {
             interval: Duration::from_secs(1),
@@ -50,7 +55,13 @@ impl Watchdog {
         let (control_tx, control_rx) = bounded(64);
         let (monitor, handle) = Monitor::new(settings, surroundings, 64, control_tx).unwrap();
         let thread = std::thread::Builder::new().spawn(move || monitor.run()).unwrap();
-        Watchdog { bench: Bench::held_by(instance, cgroups), monitor: handle, control_rx, thread: Some(thread) }
+        Watchdog {
+            bench: Bench::held_by(instance, cgroups),
+            monitor: handle,
+            control_rx,
+            thread: Some(thread),
+            _alone: alone,
+        }
     }
 
     fn start(&mut self, mut agent: AgentSettings) -> WorkerId {
