@@ -31,7 +31,7 @@ use crate::gateway::{
 };
 use crate::memory::cgroup::Cgroups;
 use crate::memory::{self, Monitor, MonitorHandle, Surroundings};
-use crate::scheduler::call::{ConfigStatus, Control};
+use crate::scheduler::call::{ConfigStatus, Control, Enforcement};
 use crate::scheduler::{Ports, Scheduler, StreamPort, Syncer};
 use crate::spool::{Restored, Spool};
 use crate::sys;
@@ -86,11 +86,11 @@ pub fn run(options: &Options, loaded: Loaded) -> Result<(), StartError> {
     let token = token(&config)?;
     let listeners = listen::listen(&config)?;
     // Why: before the change of user, who may not make cgroups where root may.
-    let cgroups = cgroups(&config);
+    let (cgroups, enforcement) = cgroups(&config);
     become_user(&config, listeners.socket.path())?;
     let clock = Clock::start();
     let (spool, restored) = Spool::open(&daemon.state_dir, config.spool.durability == Durability::Fsync)?;
-    let parts = Parts { config, signals, log_file, token, clock, cgroups, instance: guardian.instance() };
+    let parts = Parts { config, signals, log_file, token, clock, cgroups, enforcement, instance: guardian.instance() };
     let started = start(options, parts, listeners, spool, restored)?;
     let result = started.main.run().map_err(system("wait for signals"));
     started.threads.stop();
@@ -105,6 +105,7 @@ struct Parts {
     token: Option<Vec<u8>>,
     clock: Clock,
     cgroups: Cgroups,
+    enforcement: Enforcement,
     instance: worker::guardian::Instance,
 }
 
@@ -121,7 +122,7 @@ fn start(
     spool: Spool,
     restored: Restored,
 ) -> Result<Started, StartError> {
-    let Parts { config, signals, log_file, token, clock, mut cgroups, instance } = parts;
+    let Parts { config, signals, log_file, token, clock, mut cgroups, enforcement, instance } = parts;
     let connections = config.gateway.max_connections;
     let mut threads = Threads::default();
 
@@ -192,7 +193,8 @@ fn start(
         drained: crate::scheduler::DrainedPort { tx: drained_tx, bell: main_bell.clone() },
         monitor: monitor_handle.clone(),
     };
-    let scheduler = Scheduler::new(core, actions, spool, ports, clock, status.clone());
+    let enforcement = Enforcement { psi: monitor.hears_stalls(), ..enforcement };
+    let scheduler = Scheduler::new(core, actions, spool, ports, clock, status.clone()).with_enforcement(enforcement);
     let door_settings = DoorSettings {
         max_connections: connections,
         head_timeout: settings::ms(config.gateway.head_timeout_ms),
@@ -335,18 +337,23 @@ impl Threads {
 }
 
 /// The workers' cgroups, as strong as the host allows, and a word about them.
-fn cgroups(config: &Config) -> Cgroups {
+fn cgroups(config: &Config) -> (Cgroups, Enforcement) {
+    let without = |detail: String| (Cgroups::off(), Enforcement { cgroup: "none".to_string(), detail, psi: false });
     match config.memory.cgroup {
-        CgroupUse::Off => return Cgroups::off(),
+        CgroupUse::Off => return without("memory.cgroup = \"off\"".to_string()),
         CgroupUse::Auto => {}
     }
     let found = Cgroups::detect(std::path::Path::new("/"));
     log::info!(kind:% = found.kind, path:% = found.path.display(), finding = found.finding.as_str(); "CGROUP_FOUND");
     let user = sys::user::lookup(&config.daemon.user).ok().flatten().filter(|_| !config.daemon.user.is_empty());
-    Cgroups::prepare(&found, user.map(|user| (user.uid, user.gid))).unwrap_or_else(|error| {
-        log::warn!("cannot make cgroups in {}: {error}; the watchdog alone holds hard limits", found.path.display());
-        Cgroups::off()
-    })
+    match Cgroups::prepare(&found, user.map(|user| (user.uid, user.gid))) {
+        Ok(cgroups) => (cgroups, Enforcement { cgroup: found.kind.to_string(), detail: found.finding, psi: false }),
+        Err(error) => {
+            let why = format!("cannot make cgroups in {}: {error}", found.path.display());
+            log::warn!("{why}; the watchdog alone holds hard limits");
+            without(why)
+        }
+    }
 }
 
 fn become_user(config: &Config, socket: &std::path::Path) -> Result<(), StartError> {

@@ -13,7 +13,7 @@ use crate::core::notice::{Field, Notice};
 use crate::core::settings::{AgentMode, Mode, Runtime};
 use crate::core::task::{Failure, Outcome, Priority, ResultPlace, TaskState};
 use crate::core::view::{AgentView, MemoryView, QueueView, ScheduleView, Snapshot, WorkersView};
-use crate::scheduler::call::{Decision, Status, StreamItem, StreamLine};
+use crate::scheduler::call::{Decision, Enforcement, Status, StreamItem, StreamLine};
 
 /// A result nested deeper than this is not shown in the task object: handlers have small stacks.
 const DEPTH_MAX: usize = 32;
@@ -130,7 +130,7 @@ pub fn status(status: &Status) -> Value {
             "loadedAt": time(status.config.loaded_ms),
             "reload": reload,
         },
-        "memory": memory(&snapshot.memory),
+        "memory": memory(&snapshot.memory, &status.enforcement),
         "queue": queue(&snapshot.queue),
         "workers": workers(&snapshot.workers),
         "breakers": breakers(snapshot),
@@ -148,7 +148,7 @@ pub fn status(status: &Status) -> Value {
     object
 }
 
-pub fn memory(view: &MemoryView) -> Value {
+pub fn memory(view: &MemoryView, enforcement: &Enforcement) -> Value {
     let settings = &view.settings;
     let [warning, critical, reject, emergency] = settings.thresholds;
     let mut pressure = Map::new();
@@ -172,6 +172,8 @@ pub fn memory(view: &MemoryView) -> Value {
         object["sampledAt"] = json!(time(at.wall_ms));
     }
     object["pressure"] = Value::Object(pressure);
+    object["enforcement"] =
+        json!({ "cgroup": enforcement.cgroup, "detail": enforcement.detail, "psi": enforcement.psi });
     object
 }
 

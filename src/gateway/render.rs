@@ -198,7 +198,7 @@ fn status_part(part: Part, status: &Status) -> Reply {
         Part::Queue => json::queue(&snapshot.queue),
         Part::Workers => json::workers(&snapshot.workers),
         Part::Breakers => json!({ "breakers": json::breakers(snapshot) }),
-        Part::Memory => json::memory(&snapshot.memory),
+        Part::Memory => json::memory(&snapshot.memory, &status.enforcement),
         Part::Agents => json::agents(&snapshot.agents),
     };
     Reply::json(200, &object)

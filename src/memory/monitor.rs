@@ -194,6 +194,11 @@ impl Monitor {
         Ok((monitor, MonitorHandle { messages_tx, bell }))
     }
 
+    /// Whether the kernel wakes it when memory stalls.
+    pub fn hears_stalls(&self) -> bool {
+        self.stall.is_some()
+    }
+
     /// Runs until it is told to stop.
     pub fn run(mut self) {
         while self.take_messages() {

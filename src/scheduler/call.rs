@@ -130,6 +130,18 @@ pub struct Status {
     pub config: ConfigStatus,
     pub uptime: Duration,
     pub storage_error: Option<String>,
+    pub enforcement: Arc<Enforcement>,
+}
+
+/// What holds a worker's limits on this host, as it was found at the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Enforcement {
+    /// `v2`, `v1` or `none`.
+    pub cgroup: String,
+    /// Why it is used, or why not and what to do.
+    pub detail: String,
+    /// The kernel wakes the monitor when memory stalls.
+    pub psi: bool,
 }
 
 /// Where the configuration in force came from.

@@ -28,7 +28,7 @@ use crate::spool::{Files, Spool, TaskIds};
 use crate::sys::clock::{Clock, wall_ms};
 use crate::sys::eventfd::EventFd;
 use crate::worker::SupervisorHandle;
-use call::{Answer, Call, ConfigStatus, Control, Decision, Reply, Request, Status};
+use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply, Request, Status};
 pub use streams::StreamPort;
 use streams::Streams;
 pub use sync::{SyncThread, Syncer};
@@ -76,6 +76,7 @@ pub struct Scheduler<W> {
     streams: Streams,
     watching: Watching,
     config: ConfigStatus,
+    enforcement: Arc<Enforcement>,
     /// Callers that wait for a task to end.
     waiting: Vec<Waiting<W>>,
     /// The caller of the event being handled; answered within the same turn.
@@ -121,12 +122,19 @@ impl<W: Send + 'static> Scheduler<W> {
             metrics,
             decisions: VecDeque::with_capacity(DECISIONS_MAX),
             config,
+            enforcement: Arc::default(),
             waiting: Vec::new(),
             caller: None,
             actions,
             storage: None,
             is_stopping: false,
         }
+    }
+
+    /// For `/v1/memory` to show.
+    pub fn with_enforcement(mut self, enforcement: Enforcement) -> Self {
+        self.enforcement = Arc::new(enforcement);
+        self
     }
 
     /// Runs until [`Control::Stop`], or until nobody can send any more.
@@ -301,6 +309,7 @@ impl<W: Send + 'static> Scheduler<W> {
                 snapshot: self.core.snapshot(self.now()),
                 config: self.config.clone(),
                 uptime: self.clock.now(),
+                enforcement: self.enforcement.clone(),
                 storage_error: self.storage.as_ref().map(|trouble| trouble.error.clone()),
             })),
             Request::Scrape => Answer::Scrape(Box::new((self.metrics.clone(), self.core.snapshot(self.now())))),

@@ -82,8 +82,9 @@ struct Failure {
 }
 
 impl Failure {
-    const NONE: Failure =
-        Failure { step: AtomicI32::new(-1), errno: AtomicI32::new(0), cgroup_errno: AtomicI32::new(0) };
+    fn none() -> Failure {
+        Failure { step: AtomicI32::new(-1), errno: AtomicI32::new(0), cgroup_errno: AtomicI32::new(0) }
+    }
 }
 
 /// A way into a cgroup.
@@ -347,7 +348,7 @@ impl Shared {
         }
         let failure = page.cast::<Failure>();
         // SAFETY: a page of ours, aligned for anything, and large enough.
-        unsafe { failure.write(Failure::NONE) };
+        unsafe { failure.write(Failure::none()) };
         Ok(Shared { failure })
     }
 
@@ -415,7 +416,7 @@ mod tests {
             user: None,
             oom_score_adj: 0,
             cgroup: Some(cgroup),
-            mark: libc::RLIM_INFINITY as u64,
+            mark: u64::MAX,
         })
     }
 

@@ -58,7 +58,7 @@ pub fn spawn(
     let (input, stdin) = Input::open(&room.files, agent, task, user.as_ref())?;
     let (stdout, stdout_theirs) = pipe::to_us().map_err(|error| cannot_start(agent, &error))?;
     let (stderr, stderr_theirs) = pipe::to_us().map_err(|error| cannot_start(agent, &error))?;
-    let cgroup = room.cgroups.create(worker, agent.hard_limit_bytes);
+    let cgroup = if agent.has_kernel_limit { room.cgroups.create(worker, agent.hard_limit_bytes) } else { None };
     let launched = launch(&Launch {
         programs: &programs,
         arguments: &arguments,

@@ -136,7 +136,6 @@ impl Supervisor {
         if let Err(error) = process::become_subreaper() {
             log::error!("cannot adopt the orphans of workers: {error}; those that leave their session may stay behind");
         }
-        self.room.cgroups.ask_for_seat();
         loop {
             self.take_orders();
             self.bury();

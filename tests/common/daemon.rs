@@ -88,6 +88,9 @@ pub struct Daemon {
     log: PathBuf,
 }
 
+/// So many equal readings in a row, each a pause apart, are no accident.
+const AT_REST: u32 = 10;
+
 impl Daemon {
     /// Starts a daemon with this configuration, and returns when it answers.
     #[track_caller]
@@ -118,7 +121,15 @@ impl Daemon {
             table.lines().filter(|line| line.ends_with(&socket)).count() == 1
         });
         soon("the daemon holds nothing of workers that are gone", || holds_only_of(self.pid(), &children(self.pid())));
-        Footprint::of(self.pid())
+        // A start has an end of its own: what another daemon left behind is cleared away, say.
+        let (mut last, mut unchanged) = (Footprint::of(self.pid()), 0);
+        soon("descriptors have come to rest", || {
+            let now = Footprint::of(self.pid());
+            unchanged = if (now.fds, now.threads) == (last.fds, last.threads) { unchanged + 1 } else { 0 };
+            last = now;
+            unchanged >= AT_REST
+        });
+        last
     }
 
     /// Everything it has logged.

@@ -25,7 +25,8 @@ impl Footprint {
     }
 }
 
-/// Whether a process holds one pidfd of each of these, and no file in /proc of any other but itself.
+/// Whether a process holds one pidfd of each of these, and no file in /proc of any other but itself; and moves nobody between
+/// cgroups at the moment.
 pub fn holds_only_of(pid: u32, others: &[u32]) -> bool {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process lives");
     let links = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()?.into_os_string().into_string().ok());
@@ -34,6 +35,7 @@ pub fn holds_only_of(pid: u32, others: &[u32]) -> bool {
         let in_proc = link.strip_prefix("/proc/").and_then(|rest| rest.split('/').next()?.parse().ok());
         // Since Linux 6.9 they have a file system of their own.
         pidfds += usize::from(link == "anon_inode:[pidfd]" || link.starts_with("pidfd:"));
+        strangers += usize::from(link.ends_with("/tasks"));
         strangers += usize::from(in_proc.is_some_and(|owner: u32| owner != pid && !others.contains(&owner)));
     }
     pidfds == others.len() && strangers == 0

@@ -120,7 +120,7 @@ impl Cgroups {
         Some(usher)
     }
 
-    /// To be called by the thread that starts workers, before the first and after each.
+    /// To be called by the thread that starts workers, after each.
     pub fn ask_for_seat(&mut self) {
         if let Some(seat) = self.active.as_mut().and_then(|active| active.seat.as_mut()) {
             seat.ask();
