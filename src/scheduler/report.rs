@@ -64,7 +64,7 @@ impl kv::Source for Values<'_> {
 pub(super) fn log_state(snapshot: &Snapshot) {
     let memory = &snapshot.memory;
     log::info!(
-        level = memory.level.name(), pressure = memory.pressure, limitBytes = memory.settings.limit_bytes;
+        level = memory.level.name(), pressure = (memory.pressure * 1000.0).round() / 1000.0, limitBytes = memory.settings.limit_bytes;
         "STATE_MEMORY"
     );
     let queue = &snapshot.queue;
