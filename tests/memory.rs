@@ -9,7 +9,8 @@ const LIMIT_MIB: u64 = 400;
 
 fn config(memory: &str, more: &str) -> String {
     format!(
-        "[daemon]\ndrain_timeout_s = 1\n[memory]\nlimit_mb = {LIMIT_MIB}\ncheck_interval_ms = 50\n{memory}\n[queue]\nmax_depth = 10\n{more}\n{}{}{}",
+        "[daemon]\ndrain_timeout_s = 1\n[memory]\nlimit_mb = {LIMIT_MIB}\ncheck_interval_ms = 50\n{memory}\n\
+         [queue]\nmax_depth = 10\n{more}\n{}{}{}",
         worker("echo", "scripts/agents/echo.py", ""),
         ballast(&["ballast", "fixed", "normal", "low", "deaf", "small", "large"], ""),
         worker("sleeper", "tests/agents/sleeper", "")

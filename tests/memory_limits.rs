@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::Duration;
 
 use common::{
@@ -18,9 +18,16 @@ const HARD_MIB: u64 = 300;
 /// What examples/leak.rs takes at a time.
 const LEAK_STEP: u64 = 256 << 10;
 
+/// What tests/agents/leak-buffers takes at a time, and more than a family of leaks does.
+const MEMBERS_STEP: u64 = MIB;
+
 /// How far over its limit a worker may get where the watchdog alone holds it, and where its cgroup does.
 const WATCHDOG: u64 = 8 * MIB;
 const CGROUP: u64 = MIB;
+
+/// How far a leak gets before it is seen depends on who else wants the processors: while one is measured, no other test of
+/// this program runs.
+static PROCESSORS: RwLock<()> = RwLock::new(());
 
 fn config(cgroup: &str, more: &str) -> String {
     format!(
@@ -34,6 +41,15 @@ fn config(cgroup: &str, more: &str) -> String {
 fn leaking(rates: &[u64]) -> String {
     let program = leak();
     rates.iter().map(|rate| format!("[agents.leak-{rate}]\ncommand = [{program:?}, \"{rate}\", \"4096\"]\n")).collect()
+}
+
+// Another test that failed has nothing to do with this one, hence no look at poison.
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    PROCESSORS.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn among_others() -> RwLockReadGuard<'static, ()> {
+    PROCESSORS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the daemon has said that it makes workers' cgroups; `None` where it has said that there are none.
@@ -82,6 +98,7 @@ fn died_of_memory(task: &Value) {
 
 /// Runs leaks to their end; how far over the limit each got.
 fn overshoots(daemon: &Daemon, rates: &[u64]) -> Vec<u64> {
+    let _alone = alone();
     daemon.run_task("echo", json!("warm"));
     let before = daemon.footprint();
     let each = |rate: &u64| {
@@ -138,12 +155,13 @@ fn buffers_of_node_and_grandchildren_are_caught() {
         daemon.run_task("echo", json!("warm"));
         let before = daemon.footprint();
         for name in ["node", "family"] {
+            let _alone = alone();
             let task = daemon.run_task(name, json!({}));
             died_of_memory(&task);
-            // The page cache and program text of a tree count in its RSS, and not in its cgroup.
             let over = task["peakRssBytes"].as_u64().expect("a peak").saturating_sub(HARD_MIB * MIB);
             println!("{cgroup}, {name}: {} KiB over the limit", over >> 10);
-            assert!(over <= WATCHDOG + 2 * MIB, "{over}: {task}");
+            let bound = if cgroups(&daemon).is_some() { CGROUP } else { WATCHDOG };
+            assert!(over <= bound + MEMBERS_STEP, "{over}: {task}");
             assert_eq!(daemon.run_task("echo", json!(name))["result"], name, "the next task");
             soon("its whole tree is gone", || daemon.workers().len() <= 1);
             is_as_before(&daemon, before);
@@ -154,6 +172,7 @@ fn buffers_of_node_and_grandchildren_are_caught() {
 
 #[test]
 fn a_memory_error_that_an_agent_swallows_does_no_harm() {
+    let _guard = among_others();
     // 240 MiB for the interpreter's data: between the soft and the hard limit.
     let path = common::repository().join("tests/agents/memory-error");
     let command = format!("ulimit -d {}; exec {}", 240 << 10, path.display());
@@ -178,6 +197,7 @@ fn a_memory_error_that_an_agent_swallows_does_no_harm() {
 
 #[test]
 fn a_worker_over_its_soft_limit_is_asked_and_told_of_and_replaced_after_its_task() {
+    let _guard = among_others();
     let daemon = Daemon::start(&config("auto", &ballast(&["ballast"], "")));
     let mut ballast = Ballast::start_with(&daemon, "ballast", 100 * MIB, json!({}));
     let id = daemon.task(&ballast.task)["workerId"].clone();
@@ -209,6 +229,7 @@ fn a_worker_over_its_soft_limit_is_asked_and_told_of_and_replaced_after_its_task
 
 #[test]
 fn who_only_observes_or_is_soft_kills_nobody_over_a_hard_limit() {
+    let _guard = among_others();
     for mode in ["observe", "soft"] {
         for cgroup in ["off", "auto"] {
             let more = format!("[memory]\nmode = {mode:?}\n");
@@ -223,6 +244,7 @@ fn who_only_observes_or_is_soft_kills_nobody_over_a_hard_limit() {
 
 #[test]
 fn a_leak_costs_its_own_task_and_everything_else_completes() {
+    let _guard = among_others();
     let config = config("auto", &leaking(&[512])).replace("[memory]\n", "[memory]\nlimit_mb = 512\n");
     let daemon = Daemon::start(&config.replace("max = 3", "max = 4"));
     let others: Vec<String> = (0..2).map(|_| daemon.accept("sleeper", json!({ "ms": 1500, "mb": 20 }))).collect();
@@ -275,6 +297,7 @@ fn rss(pid: u32) -> Option<u64> {
 
 #[test]
 fn a_small_installation_stays_under_512_mib_and_under_1_gib_in_a_burst() {
+    let _guard = among_others();
     let config = format!(
         "[memory]\nlimit_mb = 512\n[queue]\nmax_depth = 10\npriority_limits = {{ normal = 10 }}\n\
          [[schedules]]\nname = \"beat\"\nagent = \"heartbeat\"\nevery_s = 1\n{}{}{}{}",
@@ -314,6 +337,7 @@ fn a_small_installation_stays_under_512_mib_and_under_1_gib_in_a_burst() {
 
 #[test]
 fn what_an_agent_needs_is_remembered_through_a_restart() {
+    let _guard = among_others();
     let config = "[memory]\nlimit_mb = 400\ncheck_interval_ms = 50\n[workers]\nmax = 3\n".to_owned()
         + &ballast(&["big"], "max_workers = 2\n");
     let big = |daemon: &Daemon| Ballast::submit(daemon, "big", 220 * MIB, json!({}));
