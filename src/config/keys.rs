@@ -274,6 +274,7 @@ pub const KEYS: &[Key] = &[
         "workers.soft_limit_mb, or hard_limit_mb if that is lower", "300"),
     optional("agents.NAME.hard_limit_mb", Kind::Integer { min: 4, max: MEMORY_MAX_MB },
         "workers.hard_limit_mb", "512"),
+    optional("agents.NAME.data_limit_mb", Kind::Integer { min: 4, max: MEMORY_MAX_MB }, "none", "400"),
     optional("agents.NAME.task_timeout_s", Kind::Integer { min: 1, max: WEEK_S }, "workers.task_timeout_s", "600"),
     integer("agents.NAME.max_retries", (0, 100), "0").reload(),
     flag("agents.NAME.preemptible", "true").reload(),

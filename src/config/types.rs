@@ -172,6 +172,8 @@ pub struct Agent {
     pub env_pass: Vec<String>,
     pub soft_limit_mb: Option<u64>,
     pub hard_limit_mb: Option<u64>,
+    /// `None` = no limit.
+    pub data_limit_mb: Option<u64>,
     pub task_timeout_s: Option<u64>,
     pub max_retries: u32,
     pub preemptible: bool,

@@ -35,6 +35,8 @@ pub struct MemoryView {
     pub pressure: f64,
     pub budget: Option<f64>,
     pub incident: Option<IncidentId>,
+    /// Whether memory has consequences: not where it is only observed.
+    pub is_governed: bool,
     pub settings: MemorySettings,
     pub sample: Option<(Now, MemorySample)>,
     /// For somebody who comes back when the pressure may have fallen.
@@ -210,6 +212,7 @@ impl Core {
             budget: sample.as_ref().and_then(|(_, sample)| governor::budget(sample, &settings)),
             rung: self.governor.rung(),
             incident: self.governor.incident(),
+            is_governed: self.governs_memory(),
             retry_after: super::refusal::honest(self.governor.retry_after(&settings, self.next_end())),
             settings,
             sample,

@@ -67,6 +67,12 @@ fn daemon(status: &Status) -> Vec<Finding> {
         } else {
             Finding::weak("stall wake-up", "off", "memory is read at its interval only")
         });
+        findings.push(if enforcement.urgent {
+            Finding::good("watchdog", "urgent", "its threads go before others when the processors are busy")
+        } else {
+            let so = "on a busy machine a leak gets further; start the daemon as root, or set LimitNICE=-20";
+            Finding::weak("watchdog", "not urgent", so)
+        });
     }
     findings.push(match status.memory.mode.as_str() {
         "hard" => Finding::good("mode", "hard", "tasks are preempted and killed if need be"),

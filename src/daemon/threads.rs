@@ -193,7 +193,8 @@ fn start(
         drained: crate::scheduler::DrainedPort { tx: drained_tx, bell: main_bell.clone() },
         monitor: monitor_handle.clone(),
     };
-    let enforcement = Enforcement { psi: monitor.hears_stalls(), ..enforcement };
+    let enforcement =
+        Enforcement { psi: monitor.hears_stalls(), is_urgent: sys::priority::may_be_urgent(), ..enforcement };
     let scheduler = Scheduler::new(core, actions, spool, ports, clock, status.clone()).with_enforcement(enforcement);
     let door_settings = DoorSettings {
         max_connections: connections,
@@ -230,9 +231,9 @@ fn start(
         is_lingering: AtomicBool::new(false),
     });
 
-    threads.spawn("supervisor", move || supervisor.run())?;
-    threads.spawn("scheduler", move || scheduler.run())?;
-    threads.spawn("monitor", move || monitor.run())?;
+    threads.spawn("supervisor", urgent(move || supervisor.run()))?;
+    threads.spawn("scheduler", urgent(move || scheduler.run()))?;
+    threads.spawn("monitor", urgent(move || monitor.run()))?;
     for _ in 0..HANDLERS {
         let ports = HandlerPorts {
             arrivals_rx: arrivals_rx.clone(),
@@ -276,6 +277,17 @@ fn start(
         submit_rate,
     };
     Ok(Started { main, threads, _pid_file: pid_file })
+}
+
+/// For the three threads between a reading and a kill: on a machine whose processors are all taken, a leak is let go on for
+/// as long as they wait for one.
+fn urgent(body: impl FnOnce()) -> impl FnOnce() {
+    move || {
+        if let Err(error) = sys::priority::become_urgent() {
+            log::debug!("a thread stays at the priority of others: {error}");
+        }
+        body();
+    }
 }
 
 /// The threads, in the order of their start, and how each is told to end.
@@ -338,7 +350,8 @@ impl Threads {
 
 /// The workers' cgroups, as strong as the host allows, and a word about them.
 fn cgroups(config: &Config) -> (Cgroups, Enforcement) {
-    let without = |detail: String| (Cgroups::off(), Enforcement { cgroup: "none".to_string(), detail, psi: false });
+    let without =
+        |detail: String| (Cgroups::off(), Enforcement { cgroup: "none".to_string(), detail, ..Enforcement::default() });
     match config.memory.cgroup {
         CgroupUse::Off => return without("memory.cgroup = \"off\"".to_string()),
         CgroupUse::Auto => {}
@@ -347,7 +360,10 @@ fn cgroups(config: &Config) -> (Cgroups, Enforcement) {
     log::info!(kind:% = found.kind, path:% = found.path.display(), finding = found.finding.as_str(); "CGROUP_FOUND");
     let user = sys::user::lookup(&config.daemon.user).ok().flatten().filter(|_| !config.daemon.user.is_empty());
     match Cgroups::prepare(&found, user.map(|user| (user.uid, user.gid))) {
-        Ok(cgroups) => (cgroups, Enforcement { cgroup: found.kind.to_string(), detail: found.finding, psi: false }),
+        Ok(cgroups) => {
+            let cgroup = found.kind.to_string();
+            (cgroups, Enforcement { cgroup, detail: found.finding, ..Enforcement::default() })
+        }
         Err(error) => {
             let why = format!("cannot make cgroups in {}: {error}", found.path.display());
             log::warn!("{why}; the watchdog alone holds hard limits");
@@ -370,6 +386,7 @@ fn become_user(config: &Config, socket: &std::path::Path) -> Result<(), StartErr
         let owned = std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid));
         owned.map_err(|error| refused(format!("{} cannot be given to it: {error}", path.display())))?;
     }
+    sys::priority::keep_right_to_be_urgent();
     user.assume().map_err(|error| refused(format!("{error}; start the daemon as root")))
 }
 

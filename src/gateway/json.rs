@@ -6,14 +6,14 @@ use serde_json::{Map, Value, json};
 
 use crate::core::admission::DRAIN_RETRY;
 use crate::core::breaker::{BreakerState, BreakerView};
-use crate::core::governor::Level;
+use crate::core::governor::{DaemonMemory, Level};
 use crate::core::ids::IncidentId;
 use crate::core::ledger::TaskView;
 use crate::core::notice::{Field, Notice};
 use crate::core::settings::{AgentMode, Mode, Runtime};
 use crate::core::task::{Failure, Outcome, Priority, ResultPlace, TaskState};
 use crate::core::view::{AgentView, MemoryView, QueueView, ScheduleView, Snapshot, WorkersView};
-use crate::scheduler::call::{Decision, Enforcement, Status, StreamItem, StreamLine};
+use crate::scheduler::call::{Decision, Enforcement, Status, StreamItem, StreamLine, Why};
 
 /// A result nested deeper than this is not shown in the task object: handlers have small stacks.
 const DEPTH_MAX: usize = 32;
@@ -164,17 +164,24 @@ pub fn memory(view: &MemoryView, enforcement: &Enforcement) -> Value {
         },
     });
     if let Some((at, sample)) = &view.sample {
-        put(&mut pressure, "cgroup", sample.cgroup.map(ratio));
+        put(&mut pressure, "cgroup", sample.cgroup.map(|fill| ratio(fill.ratio())));
         put(&mut pressure, "host", sample.host.map(ratio));
         object["usageBytes"] = json!(sample.usage_bytes);
-        object["daemon"] = json!({ "rssBytes": sample.daemon_rss_bytes });
+        object["daemon"] = daemon(&sample.daemon);
         object["host"] = json!({ "totalBytes": sample.total_bytes, "availableBytes": sample.available_bytes });
         object["sampledAt"] = json!(time(at.wall_ms));
     }
     object["pressure"] = Value::Object(pressure);
-    object["enforcement"] =
-        json!({ "cgroup": enforcement.cgroup, "detail": enforcement.detail, "psi": enforcement.psi });
+    object["enforcement"] = json!({
+        "cgroup": enforcement.cgroup, "detail": enforcement.detail, "psi": enforcement.psi,
+        "urgent": enforcement.is_urgent,
+    });
     object
+}
+
+fn daemon(memory: &DaemonMemory) -> Value {
+    let DaemonMemory { rss, heap_used, heap_total, external } = memory;
+    json!({ "rssBytes": rss, "heapUsedBytes": heap_used, "heapTotalBytes": heap_total, "externalBytes": external })
 }
 
 fn mode(mode: Mode) -> &'static str {
@@ -290,6 +297,8 @@ pub fn health(status: &Status) -> (u16, Value) {
             Level::Normal => (200, "ok"),
             Level::Warning => (200, "warning"),
             Level::Critical => (200, "critical"),
+            // Nothing is refused.
+            Level::Reject | Level::Emergency if !snapshot.memory.is_governed => (200, "critical"),
             Level::Reject => (503, "overloaded"),
             Level::Emergency => (503, "emergency"),
         }
@@ -312,6 +321,15 @@ pub fn health(status: &Status) -> (u16, Value) {
         object["storage"] = json!({ "error": error });
     }
     (code, object)
+}
+
+pub fn why(why: &Why) -> Value {
+    let mut object = json!({ "task": why.view.id.to_string(), "state": why.view.state.name() });
+    if let Some(wait) = &why.wait {
+        object["waitsFor"] = json!({ "reason": wait.name(), "text": wait.to_string() });
+    }
+    object["decisions"] = Value::Array(decisions(&why.decisions));
+    object
 }
 
 pub fn decisions(decisions: &[Decision]) -> Vec<Value> {

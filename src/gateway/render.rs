@@ -51,13 +51,7 @@ pub fn render(plan: Plan, answer: Answer, files: &Files) -> Rendered {
         (_, Answer::Pong) => Reply::json(200, &json!({ "status": "live" })),
         (_, Answer::Decisions(decisions)) => Reply::json(200, &json!({ "decisions": json::decisions(&decisions) })),
         (_, Answer::Why(None)) => unknown_task(),
-        (_, Answer::Why(Some((view, decisions)))) => Reply::json(
-            200,
-            &json!({
-                "task": view.id.to_string(), "state": view.state.name(),
-                "decisions": json::decisions(&decisions),
-            }),
-        ),
+        (_, Answer::Why(Some(why))) => Reply::json(200, &json::why(&why)),
         (_, Answer::Reloaded(Ok(report))) => Reply::json(
             200,
             &json!({ "result": "ok", "changed": report.changed, "needsRestart": report.needs_restart }),

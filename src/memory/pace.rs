@@ -21,7 +21,7 @@ const LEAK: u64 = 1 << 30;
 /// Floors of the period. A wake-up from sleep costs 50 to 100 µs, most of it for cold caches, so closeness has its price. A
 /// worker that grows is read as often as poll(2) can; it crosses its limit soon or stops. One that stands still may stand
 /// there for hours: it is read so often that a leak which begins just then gets 6 MiB over, with time added for what it
-/// has left, up to a bound.
+/// has left and where readings are dear, up to a bound.
 pub const GROWING_FLOOR: Duration = Duration::from_millis(1);
 pub const STILL_FLOOR: Duration = Duration::from_millis(6);
 pub const STILL_FLOOR_MOST: Duration = Duration::from_millis(10);
@@ -34,6 +34,23 @@ pub const SOFT_FLOOR: Duration = Duration::from_millis(50);
 /// The longest period while a level is raised or a soft limit passed and there are workers: what is asked of them is to
 /// show soon.
 pub const RAISED_CEILING: Duration = Duration::from_millis(250);
+
+/// What watching workers that stand still near their limits may take: one part in this many of a processor.
+const STILL_SHARE: u32 = 100;
+
+/// What a turn of the monitor takes of a processor, smoothed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cost(Duration);
+
+impl Cost {
+    pub fn note(&mut self, turn: Duration) {
+        self.0 = (self.0 * 7 + turn) / 8;
+    }
+
+    fn still_floor(self) -> Duration {
+        (self.0 * STILL_SHARE).clamp(STILL_FLOOR, STILL_FLOOR_MOST)
+    }
+}
 
 /// Something that must be noticed when it is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,14 +94,14 @@ impl Rates {
 }
 
 /// What a worker that has `rss` bytes may reach next. A limit that is passed is no line any more.
-pub fn worker_lines(rss: u64, limits: Limits, rates: Rates) -> impl Iterator<Item = Line> {
+pub fn worker_lines(rss: u64, limits: Limits, rates: Rates, cost: Cost) -> impl Iterator<Item = Line> {
     let growth = rates.fastest();
     let hard_floor = match limits.is_held {
         true => HELD_FLOOR,
         false if rates.seen >= GROWING => GROWING_FLOOR,
         false => {
             let left = Duration::from_secs_f64(limits.hard.saturating_sub(rss) as f64 / LEAK as f64);
-            (STILL_FLOOR + left).min(STILL_FLOOR_MOST)
+            (cost.still_floor() + left).min(STILL_FLOOR_MOST)
         }
     };
     let lines = [(limits.soft, SOFT_FLOOR), (limits.hard, hard_floor)];
@@ -190,8 +207,22 @@ mod tests {
             (100, far, busy, 1000, "a limit beyond all"),
         ];
         for (rss_mib, limits, rates, expected_ms, what) in table {
-            let period = period(worker_lines(rss_mib * MIB, limits, rates), ms(1000));
+            let period = period(worker_lines(rss_mib * MIB, limits, rates, Cost::default()), ms(1000));
             assert_eq!(period.as_millis(), expected_ms, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_dearer_a_reading_the_rarer_are_those_of_what_stands_still() {
+        let limits = Limits { soft: 0, hard: 512 * MIB, is_held: false };
+        let still = Rates { seen: 0, plausible: PLAUSIBLE_GROWTH };
+        let growing = Rates { seen: 1 << 30, plausible: 0 };
+        for (turn_us, still_ms, growing_ms) in [(20, 6, 1), (60, 6, 1), (80, 8, 1), (500, 10, 1)] {
+            let mut cost = Cost::default();
+            (0..100).for_each(|_| cost.note(Duration::from_micros(turn_us)));
+            let at_limit = |rates| period(worker_lines(512 * MIB, limits, rates, cost), ms(1000));
+            assert_eq!(at_limit(still).as_micros().div_ceil(1000), still_ms, "at {turn_us} us a turn");
+            assert_eq!(at_limit(growing), ms(growing_ms), "at {turn_us} us a turn, growing");
         }
     }
 
@@ -228,7 +259,7 @@ mod tests {
             while rss(now) <= limits.hard {
                 growth.note(now, rss(now));
                 let rates = Rates { seen: growth.rate(), plausible: PLAUSIBLE_GROWTH };
-                now += period(worker_lines(rss(now), limits, rates), ms(1000));
+                now += period(worker_lines(rss(now), limits, rates, Cost::default()), ms(1000));
                 readings += 1;
             }
             assert!(rss(now) - limits.hard < 7 * MIB, "from {start_mib} MiB: {} bytes over", rss(now) - limits.hard);

@@ -14,6 +14,7 @@ use crate::core::refusal::Refusal;
 use crate::core::settings::Settings;
 use crate::core::task::{Payload, PayloadKind, Priority, TaskSpec};
 use crate::core::view::{Snapshot, TaskFilter};
+use crate::core::waiting::Wait;
 use crate::metrics::Metrics;
 
 #[derive(Debug)]
@@ -119,9 +120,19 @@ pub enum Answer {
     Status(Box<Status>),
     Scrape(Box<(Metrics, Snapshot)>),
     Decisions(Vec<Decision>),
-    Why(Option<(Box<TaskView>, Vec<Decision>)>),
+    Why(Option<Box<Why>>),
     Pong,
     Reloaded(Result<ReloadReport, String>),
+}
+
+/// Why a task is where it is.
+#[derive(Debug)]
+pub struct Why {
+    pub view: TaskView,
+    /// What it waits for; `None`: it does not wait.
+    pub wait: Option<Wait>,
+    /// Newest first.
+    pub decisions: Vec<Decision>,
 }
 
 #[derive(Debug, Clone)]
@@ -142,6 +153,8 @@ pub struct Enforcement {
     pub detail: String,
     /// The kernel wakes the monitor when memory stalls.
     pub psi: bool,
+    /// The threads that watch and kill go before others.
+    pub is_urgent: bool,
 }
 
 /// Where the configuration in force came from.

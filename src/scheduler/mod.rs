@@ -28,7 +28,7 @@ use crate::spool::{Files, Spool, TaskIds};
 use crate::sys::clock::{Clock, wall_ms};
 use crate::sys::eventfd::EventFd;
 use crate::worker::SupervisorHandle;
-use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply, Request, Status};
+use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply, Request, Status, Why};
 pub use streams::StreamPort;
 use streams::Streams;
 pub use sync::{SyncThread, Syncer};
@@ -318,7 +318,8 @@ impl<W: Send + 'static> Scheduler<W> {
             }
             Request::Why { task } => Answer::Why(self.core.task(task).map(|view| {
                 let about = |decision: &&Decision| decision.notice.task() == Some(task);
-                (Box::new(view), self.decisions.iter().rev().filter(about).cloned().collect())
+                let decisions = self.decisions.iter().rev().filter(about).cloned().collect();
+                Box::new(Why { view, wait: self.core.waits_for(task), decisions })
             })),
             Request::Submit { .. } | Request::Cancel { .. } | Request::Breaker { .. } | Request::Ping => Answer::Pong,
         }

@@ -13,6 +13,7 @@ pub mod launch;
 pub mod mark;
 pub mod pipe;
 pub mod poll;
+pub mod priority;
 pub mod proc_self;
 pub mod process;
 pub mod reserve;

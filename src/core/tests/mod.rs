@@ -18,5 +18,6 @@ mod retries;
 mod schedules;
 mod sim;
 mod views;
+mod waiting;
 mod walk;
 mod world;
