@@ -21,10 +21,11 @@ const LEAK: u64 = 1 << 30;
 /// Floors of the period. A wake-up from sleep costs 50 to 100 µs, most of it for cold caches, so closeness has its price. A
 /// worker that grows is read as often as poll(2) can; it crosses its limit soon or stops. One that stands still may stand
 /// there for hours: it is read so often that a leak which begins just then gets 6 MiB over, with time added for what it
-/// has left and where readings are dear, up to a bound.
+/// has left, up to a bound, and where readings are dear.
 pub const GROWING_FLOOR: Duration = Duration::from_millis(1);
 pub const STILL_FLOOR: Duration = Duration::from_millis(6);
 pub const STILL_FLOOR_MOST: Duration = Duration::from_millis(10);
+pub const STILL_FLOOR_DEAR: Duration = Duration::from_millis(16);
 /// At a hard limit that the kernel holds and a level: what either calls for takes longer than this by itself.
 pub const HELD_FLOOR: Duration = Duration::from_millis(20);
 pub const LEVEL_FLOOR: Duration = Duration::from_millis(20);
@@ -48,7 +49,7 @@ impl Cost {
     }
 
     fn still_floor(self) -> Duration {
-        (self.0 * STILL_SHARE).clamp(STILL_FLOOR, STILL_FLOOR_MOST)
+        (self.0 * STILL_SHARE).clamp(STILL_FLOOR, STILL_FLOOR_DEAR)
     }
 }
 
@@ -101,7 +102,8 @@ pub fn worker_lines(rss: u64, limits: Limits, rates: Rates, cost: Cost) -> impl 
         false if rates.seen >= GROWING => GROWING_FLOOR,
         false => {
             let left = Duration::from_secs_f64(limits.hard.saturating_sub(rss) as f64 / LEAK as f64);
-            (cost.still_floor() + left).min(STILL_FLOOR_MOST)
+            let floor = cost.still_floor();
+            (floor + left).min(STILL_FLOOR_MOST).max(floor)
         }
     };
     let lines = [(limits.soft, SOFT_FLOOR), (limits.hard, hard_floor)];
@@ -217,7 +219,7 @@ mod tests {
         let limits = Limits { soft: 0, hard: 512 * MIB, is_held: false };
         let still = Rates { seen: 0, plausible: PLAUSIBLE_GROWTH };
         let growing = Rates { seen: 1 << 30, plausible: 0 };
-        for (turn_us, still_ms, growing_ms) in [(20, 6, 1), (60, 6, 1), (80, 8, 1), (500, 10, 1)] {
+        for (turn_us, still_ms, growing_ms) in [(20, 6, 1), (60, 6, 1), (80, 8, 1), (500, 16, 1)] {
             let mut cost = Cost::default();
             (0..100).for_each(|_| cost.note(Duration::from_micros(turn_us)));
             let at_limit = |rates| period(worker_lines(512 * MIB, limits, rates, cost), ms(1000));
