@@ -125,8 +125,12 @@ pub fn min_free_line(available: u64, min_free: u64, growth: u64) -> Option<Line>
     (min_free > 0 && available >= min_free).then(|| Line { headroom: available - min_free, growth, floor: LEVEL_FLOOR })
 }
 
-/// How fast something grows, from its readings: the last rate, or half of the one before if that was more, so that a
-/// pause for breath is not taken for the end.
+/// A rate counts for half after this long. On a machine with work for more processors than it has, a leak stands still for as
+/// long as others have their turn, and then goes on as before.
+const RATE_HALF_LIFE: Duration = Duration::from_millis(20);
+
+/// How fast something grows, from its readings: the last rate, or what is left of the one before if that is more, so that
+/// a pause for breath is not taken for the end. Rare readings halve it at most.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Growth {
     last: Option<(Duration, u64)>,
@@ -141,7 +145,8 @@ impl Growth {
                 return;
             }
             let rate = (bytes.saturating_sub(before) as f64 / seconds) as u64;
-            self.rate = rate.max(self.rate / 2);
+            let halvings = (seconds / RATE_HALF_LIFE.as_secs_f64()).min(1.0);
+            self.rate = rate.max((self.rate as f64 * 0.5_f64.powf(halvings)) as u64);
         }
         self.last = Some((now, bytes));
     }
@@ -248,6 +253,17 @@ mod tests {
             growth.rate()
         });
         assert_eq!(rates, [0, 1000, 500, 250, 125, 125]);
+    }
+
+    #[test]
+    fn a_leak_that_waits_for_a_processor_is_still_taken_for_one() {
+        let mut growth = Growth::default();
+        growth.note(ms(0), 0);
+        growth.note(ms(1), MIB);
+        (2..=100).for_each(|at_ms| growth.note(ms(at_ms), MIB));
+        assert!(growth.rate() >= GROWING, "after 100 ms: {}", growth.rate());
+        (101..=200).for_each(|at_ms| growth.note(ms(at_ms), MIB));
+        assert!(growth.rate() < GROWING, "after 200 ms: {}", growth.rate());
     }
 
     /// The kill comes a reading after the limit is passed: what was added in between is what a leak gets over it.
