@@ -250,7 +250,8 @@ pub struct Enforcement {
     pub cgroup: String,
     pub detail: String,
     pub psi: bool,
-    pub urgent: bool,
+    /// `realtime`, `nice` or `ordinary`.
+    pub watchdog: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

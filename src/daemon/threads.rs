@@ -194,7 +194,7 @@ fn start(
         monitor: monitor_handle.clone(),
     };
     let enforcement =
-        Enforcement { psi: monitor.hears_stalls(), is_urgent: sys::priority::may_be_urgent(), ..enforcement };
+        Enforcement { psi: monitor.hears_stalls(), urgency: sys::priority::possible_urgency(), ..enforcement };
     let scheduler = Scheduler::new(core, actions, spool, ports, clock, status.clone()).with_enforcement(enforcement);
     let door_settings = DoorSettings {
         max_connections: connections,
@@ -283,9 +283,7 @@ fn start(
 /// as long as they wait for one.
 fn urgent(body: impl FnOnce()) -> impl FnOnce() {
     move || {
-        if let Err(error) = sys::priority::become_urgent() {
-            log::debug!("a thread stays at the priority of others: {error}");
-        }
+        sys::priority::become_urgent();
         body();
     }
 }

@@ -174,7 +174,7 @@ pub fn memory(view: &MemoryView, enforcement: &Enforcement) -> Value {
     object["pressure"] = Value::Object(pressure);
     object["enforcement"] = json!({
         "cgroup": enforcement.cgroup, "detail": enforcement.detail, "psi": enforcement.psi,
-        "urgent": enforcement.is_urgent,
+        "watchdog": enforcement.urgency.name(),
     });
     object
 }

@@ -16,6 +16,7 @@ use crate::core::task::{Payload, PayloadKind, Priority, TaskSpec};
 use crate::core::view::{Snapshot, TaskFilter};
 use crate::core::waiting::Wait;
 use crate::metrics::Metrics;
+use crate::sys::priority::Urgency;
 
 #[derive(Debug)]
 pub struct Call<W> {
@@ -153,8 +154,8 @@ pub struct Enforcement {
     pub detail: String,
     /// The kernel wakes the monitor when memory stalls.
     pub psi: bool,
-    /// The threads that watch and kill go before others.
-    pub is_urgent: bool,
+    /// How the threads that watch and kill go before others.
+    pub urgency: Urgency,
 }
 
 /// Where the configuration in force came from.

@@ -252,6 +252,7 @@ fn become_program(plan: &Plan<'_>) -> Result<std::convert::Infallible, Step> {
         // The thread that starts us may be urgent, and have the right to be; neither is ours.
         libc::setpriority(libc::PRIO_PROCESS, 0, plan.nice);
         libc::setrlimit(libc::RLIMIT_NICE, &none);
+        libc::setrlimit(libc::RLIMIT_RTPRIO, &none);
         if let Some(bytes) = launch.data_limit {
             let limit = libc::rlimit { rlim_cur: bytes as libc::rlim_t, rlim_max: bytes as libc::rlim_t };
             check(libc::setrlimit(libc::RLIMIT_DATA, &limit), Step::DataLimit)?;
