@@ -48,10 +48,12 @@ check: ## formatting and lints
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 # Why llvm: the other engine loses sight of threads once a test has started processes.
-coverage: ## lines of the core and the workers under test, at least 90 %
+coverage: ## lines of the core, the workers and the memory room under test, at least 90 %
 	@$(CARGO) tarpaulin --version || { \
 		echo "cargo-tarpaulin is missing: cargo install --locked cargo-tarpaulin" >&2; exit 1; }
-	$(CARGO) tarpaulin --locked --engine llvm --packages kurultai --include-files 'src/core/*' --include-files 'src/worker/*' \
+	$(CARGO) build --locked --examples --target-dir $(TARGET)/coverage
+	$(CARGO) tarpaulin --locked --engine llvm --packages kurultai --lib --skip-clean --target-dir $(TARGET)/coverage \
+		--include-files 'src/core/*' --include-files 'src/worker/*' --include-files 'src/memory/*' \
 		--exclude-files '*tests*' --out Xml --output-dir coverage --fail-under 90
 
 bench: build ## latency and throughput
