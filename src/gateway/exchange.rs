@@ -7,7 +7,9 @@ use std::time::Duration;
 use crossbeam::channel::Sender;
 
 use super::conn::Conn;
+use super::range::Conditions;
 use super::routes::Part;
+use super::upload::Upload;
 use crate::metrics::Route;
 use crate::scheduler::call::Follow;
 use crate::sys::clock::wall_ms;
@@ -28,13 +30,23 @@ pub struct Exchange {
     pub is_body_read: bool,
 }
 
+impl Exchange {
+    /// The answer comes before the whole of the request: the connection ends with it.
+    pub fn cut_short(&mut self) {
+        self.keeps_alive = false;
+        self.conn.is_cut_short = true;
+    }
+}
+
 /// What the answer is to be made into.
 #[derive(Debug)]
 pub enum Plan {
     TaskObject,
     /// The result itself, for a raw submission with `wait`.
     ResultItself,
-    Result,
+    Result(Conditions),
+    /// Whether the body of a submission is worth reading.
+    Upload(Box<Upload>),
     Status(Part),
     Health,
     Metrics,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::answer::Problem;
+use super::range::Conditions;
 
 /// The longest head: kurultai-api(7).
 pub const HEAD_MAX: usize = 8 * 1024;
@@ -39,6 +40,14 @@ pub struct Head {
     pub origin: Option<String>,
     pub request_id: Option<Arc<str>>,
     pub idempotency_key: Option<Arc<str>>,
+    pub conditions: Conditions,
+}
+
+impl Head {
+    /// The client waits for 100 Continue before it sends a body.
+    pub fn wants_leave(&self) -> bool {
+        self.expects_continue && self.content_length.is_some_and(|length| length > 0)
+    }
 }
 
 /// The head at the start of `bytes` and its length, or `None` if it is not complete.
@@ -84,6 +93,7 @@ fn interpret(request: &httparse::Request<'_, '_>) -> Result<Head, Problem> {
         origin: None,
         request_id: None,
         idempotency_key: None,
+        conditions: Conditions::default(),
     };
     for header in request.headers.iter() {
         take_header(&mut head, header.name, header.value)?;
@@ -149,10 +159,15 @@ fn take_header(head: &mut Head, name: &str, value: &[u8]) -> Result<(), Problem>
             }
         }
     } else if is("expect") {
-        if !value.trim_ascii().eq_ignore_ascii_case(b"100-continue") {
-            return Err(Problem::malformed("the only expectation that can be met is 100-continue"));
+        // An old client cannot mean it (RFC 9110, section 10.1.1).
+        if !head.is_http_1_0 {
+            if !value.trim_ascii().eq_ignore_ascii_case(b"100-continue") {
+                let value = cut(&String::from_utf8_lossy(value)).to_string();
+                let message = format!("Expect {value:?} cannot be met: 100-continue is the only one that can");
+                return Err(Problem::new(417, "expectation_failed", message));
+            }
+            head.expects_continue = true;
         }
-        head.expects_continue = !head.is_http_1_0;
     } else if is("content-type") {
         head.content_type = Some(text(name, value)?);
     } else if is("authorization") {
@@ -163,6 +178,13 @@ fn take_header(head: &mut Head, name: &str, value: &[u8]) -> Result<(), Problem>
         head.request_id = sane_request_id(value);
     } else if is("idempotency-key") {
         head.idempotency_key = Some(idempotency_key(&text(name, value)?)?);
+    } else if is("range") {
+        // Given twice, it is as good as several ranges, which are left alone.
+        head.conditions.range = if head.conditions.range.is_some() { None } else { Some(text(name, value)?) };
+    } else if is("if-range") {
+        head.conditions.if_range = Some(text(name, value)?);
+    } else if is("if-none-match") {
+        head.conditions.if_none_match = Some(text(name, value)?);
     }
     Ok(())
 }
@@ -248,12 +270,14 @@ mod tests {
             ("Content-Length : 5", "space before the colon"),
             ("X: a\r\n b", "folded"),
             ("Host: b", "two hosts"),
-            ("Expect: tea", "unknown expectation"),
         ] {
             let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
             assert_eq!(head(&text).err(), Some(400), "{why}");
         }
         assert_eq!(head("GET / HTTP/1.1\r\n\r\n").err(), Some(400), "no host");
+        assert_eq!(head("GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n").err(), Some(417));
+        let (old, _) = head("GET / HTTP/1.0\r\nExpect: tea\r\n\r\n").expect("not meant").expect("complete");
+        assert!(!old.expects_continue);
         assert_eq!(head("GET x HTTP/1.1\r\nHost: a\r\n\r\n").err(), Some(400), "no path");
     }
 

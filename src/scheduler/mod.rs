@@ -5,6 +5,7 @@
 
 mod beats;
 pub mod call;
+mod probe;
 mod report;
 mod storage;
 mod streams;
@@ -277,6 +278,10 @@ impl<W: Send + 'static> Scheduler<W> {
                 let spec = Box::new(draft.complete(self.core.settings()));
                 Event::Submitted { ticket: CALLER, task, spec }
             }
+            Request::Probe { task, draft } => {
+                let answer = self.probe(task, draft);
+                return self.reply(caller.waiter, answer);
+            }
             Request::Cancel { task } => {
                 caller.task = Some(task);
                 Event::CancelRequested { ticket: CALLER, task }
@@ -320,7 +325,11 @@ impl<W: Send + 'static> Scheduler<W> {
                 let about = |decision: &&Decision| decision.notice.task() == Some(task);
                 (Box::new(view), self.decisions.iter().rev().filter(about).cloned().collect())
             })),
-            Request::Submit { .. } | Request::Cancel { .. } | Request::Breaker { .. } | Request::Ping => Answer::Pong,
+            Request::Submit { .. }
+            | Request::Probe { .. }
+            | Request::Cancel { .. }
+            | Request::Breaker { .. }
+            | Request::Ping => Answer::Pong,
         }
     }
 

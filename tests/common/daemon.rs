@@ -150,6 +150,11 @@ impl Daemon {
         self.log_lines().into_iter().filter(|line| line["event"] == event).collect()
     }
 
+    /// Log lines whose text has this in it.
+    pub fn logged_text(&self, part: &str) -> Vec<String> {
+        self.log_text().lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
+    }
+
     pub fn connect(&self) -> Connection {
         Connection::unix(&self.home().socket()).expect("the daemon listens")
     }
