@@ -8,8 +8,9 @@ use serde_json::json;
 /// As kurultai.toml(5) has it under max_connections.
 const SHORT: usize = 4;
 
+/// With an agent whose tasks a stop does not wait for.
 fn sleeper() -> String {
-    worker("sleeper", "tests/agents/sleeper", "")
+    format!("[daemon]\ndrain_timeout_s = 0\n{}", worker("sleeper", "tests/agents/sleeper", ""))
 }
 
 /// `max` connections, half of them waiting for a task that does not end, the others following events.

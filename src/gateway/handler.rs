@@ -189,7 +189,11 @@ impl Handler {
                     Target::List(filter) => (Request::Tasks(filter), Plan::Plain),
                     Target::Show(task) => (Request::Task { task }, Plan::TaskObject),
                     Target::Result(task) => {
-                        let conditions = std::mem::take(&mut head.conditions);
+                        let mut conditions = std::mem::take(&mut head.conditions);
+                        if exchange.is_head {
+                            // Ranges are defined for GET alone (RFC 9110, section 14.2).
+                            conditions.range = None;
+                        }
                         (Request::Task { task }, Plan::Result(conditions))
                     }
                     Target::Why(task) => (Request::Why { task }, Plan::Plain),
