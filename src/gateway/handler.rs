@@ -149,7 +149,8 @@ impl Handler {
             Ok(Asked::Main) => self.command(Command::Reload(Box::new(exchange))),
             Ok(Asked::Nobody(reply)) => self.finish(exchange, reply),
             Err(problem) => {
-                if head.is_chunked {
+                // Without a length, nobody here can tell where this request ends.
+                if head.is_chunked || problem.status == 411 {
                     exchange.cut_short();
                 } else if !exchange.is_body_read {
                     self.skip_body(&mut exchange, head.content_length.unwrap_or(0), head.wants_leave());

@@ -62,6 +62,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Problem> {
         ),
         error => Problem::malformed(format!("the request head is malformed: {error}")),
     })?;
+    refuse_bare_line_feeds(bytes, &status)?;
     let httparse::Status::Complete(length) = status else {
         return if bytes.len() >= HEAD_MAX { Err(too_large()) } else { Ok(None) };
     };
@@ -69,6 +70,20 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Problem> {
         return Err(too_large());
     }
     interpret(&request).map(|head| Some((head, length)))
+}
+
+/// A server may take a line feed alone for the end of a line (RFC 9112, section 2.2), and one before it may not: the two
+/// would not see the same requests.
+fn refuse_bare_line_feeds(bytes: &[u8], status: &httparse::Status<usize>) -> Result<(), Problem> {
+    let head = match status {
+        httparse::Status::Complete(length) => &bytes[..*length],
+        httparse::Status::Partial => bytes,
+    };
+    let is_bare = |at: usize| head[at] == b'\n' && (at == 0 || head[at - 1] != b'\r');
+    if (0..head.len()).any(is_bare) {
+        return Err(Problem::malformed("a line of the head ends with a line feed alone: end lines with CR LF"));
+    }
+    Ok(())
 }
 
 fn too_large() -> Problem {
@@ -269,6 +284,7 @@ mod tests {
             ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", "twice"),
             ("Content-Length : 5", "space before the colon"),
             ("X: a\r\n b", "folded"),
+            ("X: a\nContent-Length: 5", "a line feed alone"),
             ("Host: b", "two hosts"),
         ] {
             let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
