@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::access::Secret;
 use super::answer::Problem;
 use super::range::Conditions;
 
@@ -35,7 +36,7 @@ pub struct Head {
     pub is_chunked: bool,
     pub expects_continue: bool,
     pub content_type: Option<String>,
-    pub authorization: Option<String>,
+    pub authorization: Option<Secret<String>>,
     pub host: Option<String>,
     pub origin: Option<String>,
     pub request_id: Option<Arc<str>>,
@@ -186,7 +187,7 @@ fn take_header(head: &mut Head, name: &str, value: &[u8]) -> Result<(), Problem>
     } else if is("content-type") {
         head.content_type = Some(text(name, value)?);
     } else if is("authorization") {
-        head.authorization = Some(text(name, value)?);
+        head.authorization = Some(Secret(text(name, value)?));
     } else if is("origin") {
         head.origin = Some(text(name, value)?);
     } else if is("x-request-id") {
@@ -311,5 +312,12 @@ mod tests {
         let text = "GET http://host:1/v1/queue?x HTTP/1.1\r\nHost: a\r\nX-Request-Id: a\"b\r\n\r\n";
         let (parsed, _) = head(text).expect("sound").expect("complete");
         assert_eq!((&*parsed.path, &*parsed.query, parsed.request_id), ("/v1/queue", "x", None));
+    }
+
+    #[test]
+    fn a_token_is_not_shown_with_the_head_that_holds_it() {
+        let text = "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer hush\r\n\r\n";
+        let (parsed, _) = head(text).expect("sound").expect("complete");
+        assert!(parsed.authorization.is_some() && !format!("{parsed:?}").contains("hush"));
     }
 }
