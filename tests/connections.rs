@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Connection, Daemon, Footprint, Home, Request, metric, run_command, shell, soon, until, worker};
+use common::{
+    Connection, Daemon, Footprint, Home, Request, free_port, metric, run_command, shell, soon, until, worker,
+};
 use serde_json::json;
 
 /// As kurultai.toml(5) has it under max_connections.
@@ -125,6 +127,26 @@ fn clients_that_wait_or_follow_and_leave_are_noticed_and_their_places_are_free()
     soon("every one is noticed", || connections() == 1.0);
     soon("and its descriptor given back", || Footprint::of(daemon.pid()).fds + max <= full.fds);
     assert_eq!(Footprint::of(daemon.pid()).threads, full.threads);
+    daemon.stop();
+}
+
+#[test]
+fn a_client_that_vanishes_without_a_word_is_asked_for_after_a_while() {
+    let port = free_port();
+    let daemon = Daemon::start(&format!("[gateway]\nlisten = \"127.0.0.1:{port}\"\n"));
+    let mut follower = Connection::tcp(port).expect("the daemon listens");
+    follower.send(&Request::get("/v1/events?types=TASK_FAILED").bytes()).expect("the daemon reads");
+    assert_eq!(follower.receive_head().expect("a head").status, 200);
+    // proc_net(5): local address, peer, state 01 (established), queues, and timer 02 (keepalive) with its jiffies.
+    let local = format!(" 0100007F:{port:04X} ");
+    soon("the kernel's timer runs", || {
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("proc_net(5)");
+        table.lines().filter(|line| line.contains(&local)).any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields[1] == local.trim() && fields[3] == "01" && fields[5].starts_with("02:")
+        })
+    });
+    drop(follower);
     daemon.stop();
 }
 

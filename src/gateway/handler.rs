@@ -279,7 +279,11 @@ impl Handler {
                 if let Request::Submit { task, .. } = call.request {
                     self.shared.files.remove_inputs(task);
                 }
-                self.finish(*call.waiter, Problem::busy("the scheduler is busy: try again").into());
+                let mut exchange = call.waiter;
+                if let Plan::Upload(upload) = std::mem::replace(&mut exchange.plan, Plan::Plain) {
+                    self.decline(&mut exchange, &upload);
+                }
+                self.finish(*exchange, Problem::busy("the scheduler is busy: try again").into());
             }
             // The daemon is ending, and so is this connection.
             Err(TrySendError::Disconnected(_)) => {}

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::conn::{Peer, Socket};
 use crate::sys::epoll::Epoll;
 use crate::sys::reserve::ReserveFd;
+use crate::sys::socket::notice_vanished_peers;
 
 /// How long nothing is accepted after the host ran out of descriptors or memory for sockets.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -23,9 +24,13 @@ pub enum Listener {
 }
 
 impl Listener {
-    fn set_nonblocking(&self) -> io::Result<()> {
+    fn prepare(&self) -> io::Result<()> {
         match self {
-            Listener::Tcp(listener) => listener.set_nonblocking(true),
+            Listener::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                // A client that follows events is not heard of for hours; its place must not be lost with its host.
+                notice_vanished_peers(listener)
+            }
             Listener::Unix(listener) => listener.set_nonblocking(true),
         }
     }
@@ -70,7 +75,7 @@ impl Listeners {
             return Err(io::Error::other(format!("{} listeners are more than {LISTENERS_MAX}", all.len())));
         }
         for (token, listener) in all.iter().enumerate() {
-            listener.set_nonblocking()?;
+            listener.prepare()?;
             epoll.add_for_good(listener, token as u64)?;
         }
         Ok(Listeners { all, reserve: ReserveFd::new()?, paused_until: None })
