@@ -213,3 +213,31 @@ fn the_limit_of_descriptors_is_raised_as_far_as_the_configuration_needs_and_the_
     let lines = run_command(Home::new("").kurultaid().arg("--check"), b"").expect(0);
     assert_eq!(lines.stderr, "");
 }
+
+#[test]
+fn a_client_that_leaves_as_soon_as_it_has_asked_is_not_waited_for() {
+    let config = format!(
+        "[gateway]\nmax_connections = 64\n[queue]\nmax_depth = 600\npriority_limits = {{ normal = 600 }}\n\
+         [workers]\nmax = 1\n[spool]\ndurability = \"none\"\n{}",
+        sleeper()
+    );
+    let daemon = Daemon::start(&config);
+    let running = daemon.accept("sleeper", json!({ "ms": 600_000 }));
+    daemon.in_state(&running, &["running"]);
+    let before = daemon.footprint();
+    let asked = Request::json("/v1/agents/sleeper/tasks?wait=3600", &json!({ "ms": 1 })).bytes();
+    for _ in 0..400 {
+        let mut connection = daemon.connect();
+        // It may be turned away while those before it are being noticed.
+        let _ = connection.send(&asked);
+    }
+    soon("every one is noticed", || {
+        let mut connection = daemon.connect();
+        let _ = connection.send(&Request::get("/metrics").bytes());
+        let is_alone = |text: String| text.lines().any(|line| line == "kurultai_http_connections 1");
+        connection.receive().is_ok_and(|response| response.status == 200 && is_alone(response.text()))
+    });
+    let after = daemon.footprint();
+    assert_eq!((after.fds, after.threads), (before.fds, before.threads));
+    daemon.stop();
+}

@@ -227,9 +227,9 @@ impl Door {
                     self.held.insert(id, Held::Lingering(Lingering::new(conn, self.clock.now())));
                 }
                 Return::Follow { conn, head, what } => {
-                    let from = conn.id;
+                    // Told first: a client that is gone already must not be followed after it has been told to be.
+                    self.tell(Control::Follow { from: conn.id, what });
                     self.follow_on(Box::new(Following::new(conn, head)), false);
-                    self.tell(Control::Follow { from, what });
                 }
             }
         }
