@@ -11,7 +11,7 @@ const CAT: &str = "[agents.cat]\ncommand = [\"cat\"]\n";
 
 /// A head that asks for leave to send this many bytes.
 fn asking(path: &str, length: u64, more: &str) -> Vec<u8> {
-    format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n{more}\r\n")
+    format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n{more}\r\n")
         .into_bytes()
 }
 
@@ -131,6 +131,20 @@ fn leave_is_given_when_the_task_would_be_taken_and_only_then() {
     drop((envelope, odd));
     let after = daemon.footprint();
     assert_eq!((after.fds, after.threads), (before.fds, before.threads));
+    daemon.stop();
+}
+
+#[test]
+fn a_client_over_its_rate_is_told_before_its_body_has_come() {
+    let port = free_port();
+    let daemon = Daemon::start(&format!("[gateway]\nlisten = \"127.0.0.1:{port}\"\nsubmit_rate_per_s = 1\n{CAT}"));
+    let ask = || {
+        let mut connection = Connection::tcp(port).expect("the daemon listens");
+        connection.send(&asking("/v1/agents/cat/tasks", 4 << 20, "")).expect("the daemon reads");
+        connection.receive().expect("an answer")
+    };
+    let refused = until("it is too much", || Some(ask()).filter(|response| response.status != 100));
+    assert_eq!((refused.status, refused.error_code().as_str()), (429, "rate_limited"));
     daemon.stop();
 }
 
