@@ -158,9 +158,11 @@ fn hundreds_of_idle_connections_cost_no_thread_and_the_cap_holds() {
     let before = daemon.footprint();
     let held: Vec<Connection> = (0..500).filter_map(|_| Connection::unix(&daemon.home().socket()).ok()).collect();
     assert_eq!(held.len(), 500, "a listener's backlog takes them as long as it must");
-    soon("the rest has been turned away", || Footprint::of(daemon.pid()).fds <= before.fds + max + SHORT + 16);
+    soon("all places are taken", || Footprint::of(daemon.pid()).fds >= before.fds + max);
     let during = Footprint::of(daemon.pid());
     assert_eq!(during.threads, before.threads);
+    // The short ones, those that were turned away and have not closed yet, and one that is being accepted.
+    assert!(during.fds <= before.fds + max + SHORT + 16 + 1, "{during:?} after {before:?}");
     let grown = during.rss_bytes.saturating_sub(before.rss_bytes);
     assert!(grown < 512 << 10, "RSS grew by {grown} bytes for {max} idle connections");
     drop(held);
