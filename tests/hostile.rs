@@ -387,7 +387,8 @@ fn noise_is_answered_or_closed_and_forgotten() {
             }
         };
         for status in watched.statuses(&bytes) {
-            assert!((200..500).contains(&status), "seed {seed:#x}, round {round}: {status}");
+            // 504: it stops writing, by which it counts as gone, and is not waited for.
+            assert!((200..500).contains(&status) || status == 504, "seed {seed:#x}, round {round}: {status}");
         }
     }
     until("every task of it has ended", || {

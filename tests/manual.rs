@@ -497,6 +497,7 @@ fn the_pages_have_the_limits_of_the_code() {
         ("src/gateway/head.rs", "IDEMPOTENCY_KEY_MAX: usize = 128;"),
         ("src/gateway/body.rs", "ENVELOPE_MAX: u64 = 256 * 1024;"),
         ("src/gateway/upload.rs", "SMALL_BODY_MAX: u64 = 16 * 1024;"),
+        ("src/gateway/body.rs", "UNWANTED_MAX: u64 = 64 * 1024;"),
         ("src/gateway/conn.rs", "SHORT_CONNECTIONS: usize = 4;"),
         ("src/gateway/lingering.rs", "LONGEST: Duration = Duration::from_secs(10);"),
         ("src/gateway/lingering.rs", "MOST: u64 = 64 * 1024 * 1024;"),

@@ -65,6 +65,8 @@ pub struct Conn {
     pub peer: Peer,
     /// What was read of the next request; empty and without room while idle.
     pub unread: Vec<u8>,
+    /// What is still to come of a body that nobody wants, before the next request.
+    pub unwanted: u64,
     /// Requests answered on it.
     pub answered: u64,
     /// A request on it was answered before all of it had come: whoever closes it has to linger.
@@ -75,7 +77,23 @@ pub struct Conn {
 impl Conn {
     pub fn new(id: u64, socket: Socket, peer: Peer, place: Place) -> Conn {
         let socket = Arc::new(socket);
-        Conn { id, socket, peer, unread: Vec::new(), answered: 0, is_cut_short: false, place }
+        Conn { id, socket, peer, unread: Vec::new(), unwanted: 0, answered: 0, is_cut_short: false, place }
+    }
+
+    /// The next `length` bytes are nobody's business.
+    pub fn skip(&mut self, length: u64) {
+        self.unwanted = length;
+        let unread = std::mem::take(&mut self.unread);
+        self.take_in(&unread);
+    }
+
+    /// Takes what was read, but for what is to be skipped.
+    pub fn take_in(&mut self, bytes: &[u8]) {
+        let skipped = usize::try_from(self.unwanted).unwrap_or(usize::MAX).min(bytes.len());
+        self.unwanted -= skipped as u64;
+        if skipped < bytes.len() {
+            self.unread.extend_from_slice(&bytes[skipped..]);
+        }
     }
 
     /// It is one of [`SHORT_CONNECTIONS`]: one short request, and it is closed.

@@ -257,7 +257,7 @@ impl Door {
             match conn.socket.read(&mut buffer[..room]) {
                 Ok(0) => return,
                 Ok(count) => {
-                    conn.unread.extend_from_slice(&buffer[..count]);
+                    conn.take_in(&buffer[..count]);
                     if count < room {
                         break;
                     }
@@ -299,8 +299,9 @@ impl Door {
     fn send(&mut self, mut sending: Box<Sending>) {
         match sending.push() {
             Progress::Done if sending.keeps_alive => {
-                let deadline = self.clock.now() + self.settings.head_timeout;
-                self.admit(sending.conn, deadline);
+                let is_idle = sending.conn.unread.is_empty();
+                let wait = if is_idle { self.idle_timeout(&sending.conn) } else { self.settings.head_timeout };
+                self.admit(sending.conn, self.clock.now() + wait);
             }
             Progress::Done if sending.conn.is_cut_short => {
                 let id = sending.conn.id;

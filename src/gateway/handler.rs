@@ -120,6 +120,7 @@ impl Handler {
 
     fn may_linger(&self, conn: &Conn) -> bool {
         conn.unread.is_empty()
+            && conn.unwanted == 0
             && self.ports.replies_rx.is_empty()
             && self.ports.arrivals_rx.is_empty()
             && !self.shared.is_lingering.swap(true, Ordering::AcqRel)
@@ -153,7 +154,7 @@ impl Handler {
                 if head.is_chunked || problem.status == 411 {
                     exchange.cut_short();
                 } else if !exchange.is_body_read {
-                    self.skip_body(&mut exchange, head.content_length.unwrap_or(0), head.wants_leave());
+                    exchange.decline_body(head.content_length.unwrap_or(0), head.wants_leave());
                 }
                 self.finish(exchange, problem.into());
             }
@@ -254,7 +255,7 @@ impl Handler {
         let wants_permit =
             matches!(target, Target::Breaker { request: BreakerCall::Success(None) | BreakerCall::Failure(None), .. });
         if !wants_permit || length > 1024 {
-            self.skip_body(exchange, length, head.wants_leave());
+            exchange.decline_body(length, head.wants_leave());
             return Ok(Vec::new());
         }
         if head.wants_leave() {
@@ -281,7 +282,7 @@ impl Handler {
                 }
                 let mut exchange = call.waiter;
                 if let Plan::Upload(upload) = std::mem::replace(&mut exchange.plan, Plan::Plain) {
-                    self.decline(&mut exchange, &upload);
+                    Handler::decline(&mut exchange, &upload);
                 }
                 self.finish(*exchange, Problem::busy("the scheduler is busy: try again").into());
             }
@@ -306,7 +307,7 @@ impl Handler {
         let plan = match (std::mem::replace(&mut exchange.plan, Plan::Plain), &answer) {
             (Plan::Upload(upload), Answer::Admissible) => return self.upload(*exchange, *upload),
             (Plan::Upload(upload), _) => {
-                self.decline(&mut exchange, &upload);
+                Handler::decline(&mut exchange, &upload);
                 Plan::Plain
             }
             (plan, _) => plan,

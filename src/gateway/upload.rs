@@ -111,8 +111,9 @@ impl Handler {
                 let payload = match submit::raw_payload(draft.payload_kind, &mut body, task, &shared.files) {
                     Ok(payload) => payload,
                     Err(problem) => {
-                        if !body.discard() {
-                            exchange.cut_short();
+                        match body.rest() {
+                            Some(rest) => exchange.skip(rest),
+                            None => exchange.cut_short(),
                         }
                         return Err(problem);
                     }
@@ -134,18 +135,7 @@ impl Handler {
     }
 
     /// It would not be taken: its body is not wanted.
-    pub(super) fn decline(&self, exchange: &mut Exchange, upload: &Upload) {
-        self.skip_body(exchange, upload.length, upload.wants_leave);
-    }
-
-    /// Gets a body that nobody wants out of the way if it is short; otherwise the connection ends with the answer.
-    pub(super) fn skip_body(&self, exchange: &mut Exchange, length: u64, wants_leave: bool) {
-        exchange.is_body_read = true;
-        // A client that waits for 100 Continue has not sent it, and may or may not.
-        let is_out_of_the_way =
-            length == 0 || !wants_leave && Body::new(&mut exchange.conn, length, &self.shared.patience).discard();
-        if !is_out_of_the_way {
-            exchange.cut_short();
-        }
+    pub(super) fn decline(exchange: &mut Exchange, upload: &Upload) {
+        exchange.decline_body(upload.length, upload.wants_leave);
     }
 }
