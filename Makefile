@@ -91,10 +91,11 @@ install: ## into DESTDIR, PREFIX (/usr/local) and SYSCONFDIR (/etc); run make be
 	chmod 755 $(DESTDIR)$(INITDIR)/kurultaid
 	sed 's,/usr/local/sbin,$(SBINDIR),g' scripts/systemd/kurultaid.service > $(DESTDIR)$(UNITDIR)/kurultaid.service
 	chmod 644 $(DESTDIR)$(UNITDIR)/kurultaid.service
+	$(INSTALL) -m 644 scripts/systemd/kurultaid.socket $(DESTDIR)$(UNITDIR)/kurultaid.socket
 
 uninstall: ## what install put there, but for the configuration and the state
 	rm -f $(DESTDIR)$(SBINDIR)/kurultaid $(DESTDIR)$(BINDIR)/kurultaictl $(DESTDIR)$(INITDIR)/kurultaid \
-		$(DESTDIR)$(UNITDIR)/kurultaid.service \
+		$(DESTDIR)$(UNITDIR)/kurultaid.service $(DESTDIR)$(UNITDIR)/kurultaid.socket \
 		$(DESTDIR)$(SHAREDIR)/bash-completion/completions/kurultaictl \
 		$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_kurultaictl \
 		$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/kurultaictl.fish

@@ -222,6 +222,7 @@ pub const KEYS: &[Key] = &[
     text("gateway.listen", Rule::Listen, r#""127.0.0.1:7700""#),
     text("gateway.token_file", Rule::OptionalPath, r#""""#),
     key("gateway.allowed_hosts", Kind::Texts { rule: Rule::Host, some: false }, "[]"),
+    text("gateway.socket_group", Rule::Any, r#""""#),
     integer("gateway.max_connections", (4, 10_000), "64"),
     integer("gateway.max_body_mb", (1, 1024), "7").reload(),
     integer("gateway.head_timeout_ms", (100, 60_000), "5000"),

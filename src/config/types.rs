@@ -68,6 +68,8 @@ pub struct Gateway {
     /// `""` = no token.
     pub token_file: String,
     pub allowed_hosts: Vec<String>,
+    /// A name or number; `""` = the daemon's own.
+    pub socket_group: String,
     pub max_connections: usize,
     pub max_body_mb: u64,
     pub head_timeout_ms: u64,

@@ -125,6 +125,11 @@ impl Core {
         }
     }
 
+    /// It takes nothing more and is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_some()
+    }
+
     /// Of the memory pressure that is on now.
     pub fn incident(&self) -> Option<IncidentId> {
         self.governor.incident()

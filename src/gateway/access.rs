@@ -1,15 +1,26 @@
 //! Who may talk: by the socket's file mode, by token, by `Host` and `Origin`.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use super::answer::Problem;
 use super::conn::Peer;
 use super::head::{Head, cut};
 
+/// What is in no log, whoever shows the value that holds it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret<T>(pub T);
+
+impl<T> fmt::Debug for Secret<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("(secret)")
+    }
+}
+
 #[derive(Debug)]
 pub struct Access {
     /// What `Authorization: Bearer` has to say; `None`: nothing.
-    token: Option<Vec<u8>>,
+    token: Option<Secret<Vec<u8>>>,
     /// Beside IP addresses of the loopback range and `localhost`.
     hosts: Vec<String>,
 }
@@ -18,7 +29,7 @@ impl Access {
     pub fn new(token: Option<Vec<u8>>, listen: &str, allowed_hosts: &[String]) -> Access {
         let mut hosts: Vec<String> = allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
         hosts.push(host_of(listen).to_ascii_lowercase());
-        Access { token, hosts }
+        Access { token: token.map(Secret), hosts }
     }
 
     /// A web page must not drive a local daemon: its requests carry a foreign `Origin`, or a name that was rebound.
@@ -39,7 +50,9 @@ impl Access {
             }
         }
         match &self.token {
-            Some(token) if head.path != "/health" => check_token(token, head.authorization.as_deref()),
+            Some(Secret(token)) if head.path != "/health" => {
+                check_token(token, head.authorization.as_ref().map(|Secret(value)| value.as_str()))
+            }
             Some(_) | None => Ok(()),
         }
     }

@@ -63,12 +63,17 @@ pub struct Reply {
 #[derive(Debug)]
 pub enum Body {
     Bytes(Vec<u8>),
-    File {
-        file: File,
-        bytes: u64,
-    },
+    File(FilePart),
     /// Lines that come as they happen, chunked.
     Stream,
+}
+
+/// Bytes of a file that go from there to the socket.
+#[derive(Debug)]
+pub struct FilePart {
+    pub file: File,
+    pub offset: u64,
+    pub left: u64,
 }
 
 pub const JSON: &str = "application/json";
@@ -100,13 +105,14 @@ pub fn wire(reply: &Reply, request_id: &str, keeps_alive: bool, is_http_1_0: boo
         header("Cache-Control", "no-store"),
         header("X-Content-Type-Options", "nosniff"),
     ];
-    if reply.status != 204 {
+    // Those two have no body whose type could be told.
+    if !matches!(reply.status, 204 | 304) {
         headers.push(header("Content-Type", reply.content_type));
     }
     headers.extend(reply.headers.iter().map(|(name, value)| header(name, value)));
     let (body, length): (&[u8], Option<usize>) = match &reply.body {
         Body::Bytes(bytes) => (bytes, Some(bytes.len())),
-        Body::File { bytes, .. } => (&[], usize::try_from(*bytes).ok()),
+        Body::File(part) => (&[], usize::try_from(part.left).ok()),
         Body::Stream => (&[], None),
     };
     let version = if is_http_1_0 { HTTPVersion(1, 0) } else { HTTPVersion(1, 1) };
@@ -120,6 +126,13 @@ pub fn wire(reply: &Reply, request_id: &str, keeps_alive: bool, is_http_1_0: boo
         let at = bytes.windows(2).position(|pair| pair == b"\r\n").map_or(0, |end| end + 2);
         let line: &[u8] = if keeps_alive { b"Connection: keep-alive\r\n" } else { b"Connection: close\r\n" };
         bytes.splice(at..at, line.iter().copied());
+    }
+    if matches!(reply.status, 204 | 304) {
+        // tiny_http says 0, which is not the length of what a 304 stands for (RFC 9110, section 8.6).
+        let line = b"Content-Length: 0\r\n";
+        if let Some(at) = bytes.windows(line.len()).position(|bytes| bytes == line) {
+            bytes.drain(at..at + line.len());
+        }
     }
     if !is_head {
         bytes.extend_from_slice(body);
@@ -157,6 +170,14 @@ mod tests {
         let text = text(Problem::busy("too much"), false, false);
         assert!(text.contains("Retry-After: 1\r\n") && text.contains("\"retryAfterS\":1"), "{text}");
         assert!(text.contains("Connection: close\r\n"), "{text}");
+    }
+
+    #[test]
+    fn an_answer_without_a_body_has_neither_length_nor_type() {
+        for status in [204, 304] {
+            let text = text(Reply::bytes(status, JSON, Vec::new()), true, false);
+            assert!(!text.contains("\r\nContent-") && text.ends_with("\r\n\r\n"), "{text}");
+        }
     }
 
     #[test]

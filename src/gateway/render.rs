@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
-use super::answer::{BYTES, Body, JSON, Problem, Reply};
+use super::answer::{BYTES, Body, FilePart, JSON, Problem, Reply};
 use super::exchange::Plan;
 use super::json;
+use super::range::{self, Conditions};
 use super::routes::Part;
 use crate::core::event::{BreakerAnswer, CancelAnswer};
 use crate::core::ledger::TaskView;
@@ -39,7 +40,7 @@ pub fn render(plan: Plan, answer: Answer, files: &Files) -> Rendered {
         (_, Answer::Breaker { answer, name, view }) => {
             breaker(&answer, &name, view.map(|view| json::breaker(&name, &view)))
         }
-        (Plan::Result, Answer::Task(Some(view))) => result(&view, files),
+        (Plan::Result(conditions), Answer::Task(Some(view))) => result(&view, &conditions, files),
         (_, Answer::Task(Some(view))) => Reply::json(200, &json::task(&view)),
         (_, Answer::Task(None)) => unknown_task(),
         (_, Answer::Tasks(views)) => {
@@ -57,6 +58,7 @@ pub fn render(plan: Plan, answer: Answer, files: &Files) -> Rendered {
             &json!({ "result": "ok", "changed": report.changed, "needsRestart": report.needs_restart }),
         ),
         (_, Answer::Reloaded(Err(problems))) => Problem::new(400, "invalid_config", problems).into(),
+        (_, Answer::Admissible) => Problem::new(500, "internal", "leave for a body that nobody sends").into(),
         (_, Answer::Scrape(_)) => Problem::new(500, "internal", "a scrape without a plan for it").into(),
     };
     Rendered::Reply(reply)
@@ -97,9 +99,12 @@ fn result_itself(view: &TaskView, files: &Files) -> Reply {
     reply.with("X-Task-Id", view.id.to_string()).with("Location", location)
 }
 
-fn result(view: &TaskView, files: &Files) -> Reply {
+fn result(view: &TaskView, conditions: &Conditions, files: &Files) -> Reply {
     match view.finished.as_ref().map(|finished| &finished.outcome) {
-        Some(Outcome::Completed(result)) => stored_result(view, result, files),
+        Some(Outcome::Completed(result)) => match stored_result(view, result, files) {
+            whole if whole.status == 200 => range::apply(conditions, range::etag(view), whole),
+            problem => problem,
+        },
         Some(Outcome::Failed(_) | Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted) => {
             let message = format!("the task has no result, it was {}: see /v1/tasks/{}", view.state.name(), view.id);
             Problem::new(409, "no_result", message).into()
@@ -120,7 +125,7 @@ fn stored_result(view: &TaskView, result: &ResultRef, files: &Files) -> Reply {
                 status: 200,
                 content_type: if result.is_json { JSON } else { BYTES },
                 headers: Vec::new(),
-                body: Body::File { file, bytes: *bytes },
+                body: Body::File(FilePart { file, offset: 0, left: *bytes }),
             },
             Err(error) => {
                 let message = format!("the result of {} cannot be read: {error}; look into daemon.state_dir", view.id);

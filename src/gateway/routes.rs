@@ -72,7 +72,7 @@ pub enum BreakerCall {
 
 pub fn route(head: &Head) -> (Route, Result<Target, Problem>) {
     let path = head.path.as_str();
-    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let parts: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
     let method = match head.method {
         Method::Head => Method::Get,
         method => method,

@@ -33,6 +33,11 @@ pub enum Request {
         draft: Box<Draft>,
         wait: Option<Duration>,
     },
+    /// Whether a submission would be taken whose payload has not come yet; without a draft, whether any would.
+    Probe {
+        task: TaskId,
+        draft: Option<Box<Draft>>,
+    },
     Cancel {
         task: TaskId,
     },
@@ -105,6 +110,8 @@ pub enum Answer {
         view: Box<TaskView>,
         is_duplicate: bool,
     },
+    /// To a probe: it would be taken, as things stand.
+    Admissible,
     Refused(Refusal),
     StorageFull {
         error: String,

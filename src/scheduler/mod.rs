@@ -5,6 +5,7 @@
 
 mod beats;
 pub mod call;
+mod probe;
 mod report;
 mod storage;
 mod streams;
@@ -32,7 +33,7 @@ use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply, Re
 pub use streams::StreamPort;
 use streams::Streams;
 pub use sync::{SyncThread, Syncer};
-use waiting::Waiting;
+use waiting::{Gone, Waiting};
 pub use watch::Watch;
 use watch::Watching;
 
@@ -79,6 +80,7 @@ pub struct Scheduler<W> {
     enforcement: Arc<Enforcement>,
     /// Callers that wait for a task to end.
     waiting: Vec<Waiting<W>>,
+    gone: Gone,
     /// The caller of the event being handled; answered within the same turn.
     caller: Option<Caller<W>>,
     /// Actions of this turn, performed together: one write for all their records.
@@ -124,6 +126,7 @@ impl<W: Send + 'static> Scheduler<W> {
             config,
             enforcement: Arc::default(),
             waiting: Vec::new(),
+            gone: Gone::default(),
             caller: None,
             actions,
             storage: None,
@@ -248,10 +251,7 @@ impl<W: Send + 'static> Scheduler<W> {
                 }
             }
             Control::Drain { timeout } => self.step(Event::DrainRequested { timeout }),
-            Control::Gone { from } => {
-                self.waiting.retain(|waiting| waiting.from != from);
-                self.streams.forget(from);
-            }
+            Control::Gone { from } => self.gone(from),
             Control::Follow { from, what } => {
                 let now = self.now();
                 self.streams.follow(&self.core, now, from, what);
@@ -276,6 +276,10 @@ impl<W: Send + 'static> Scheduler<W> {
                 caller.task = Some(task);
                 let spec = Box::new(draft.complete(self.core.settings()));
                 Event::Submitted { ticket: CALLER, task, spec }
+            }
+            Request::Probe { task, draft } => {
+                let answer = self.probe(task, draft);
+                return self.reply(caller.waiter, answer);
             }
             Request::Cancel { task } => {
                 caller.task = Some(task);
@@ -321,7 +325,11 @@ impl<W: Send + 'static> Scheduler<W> {
                 let decisions = self.decisions.iter().rev().filter(about).cloned().collect();
                 Box::new(Why { view, wait: self.core.waits_for(task), decisions })
             })),
-            Request::Submit { .. } | Request::Cancel { .. } | Request::Breaker { .. } | Request::Ping => Answer::Pong,
+            Request::Submit { .. }
+            | Request::Probe { .. }
+            | Request::Cancel { .. }
+            | Request::Breaker { .. }
+            | Request::Ping => Answer::Pong,
         }
     }
 
@@ -410,7 +418,7 @@ impl<W: Send + 'static> Scheduler<W> {
         }
         let view = self.core.task(task)?;
         match caller.wait {
-            Some(wait) if !view.state.is_terminal() && !wait.is_zero() => {
+            Some(wait) if !view.state.is_terminal() && !wait.is_zero() && !self.gone.has(caller.from) => {
                 let until = self.clock.now() + wait;
                 self.waiting.push(Waiting { task, until, from: caller.from, waiter: caller.waiter, is_duplicate });
                 None
