@@ -20,9 +20,9 @@ use super::outgoing::{Progress, Sending};
 use super::rate::SubmitRate;
 use super::render::{self, Rendered};
 use super::routes::{self, BreakerCall, Target};
-use super::{query, submit};
+use super::{page, query, submit};
 use crate::core::event::BreakerRequest;
-use crate::metrics::HttpMetrics;
+use crate::metrics::{HttpMetrics, Route};
 use crate::scheduler::call::{Answer, Call, Draft, Follow, Reply as SchedulerReply, Request};
 use crate::spool::{Files, TaskIds};
 use crate::sys::clock::Clock;
@@ -146,7 +146,9 @@ impl Handler {
                 if !exchange.is_body_read {
                     exchange.keeps_alive &= self.skip_body(&mut exchange.conn, &head);
                 }
-                self.finish(exchange, problem.into());
+                let is_for_a_reader = exchange.route == Route::Page && head.accepts_html;
+                let reply = if is_for_a_reader { page::problem(problem) } else { problem.into() };
+                self.finish(exchange, reply);
             }
         }
     }
@@ -180,6 +182,7 @@ impl Handler {
                     Target::Health { live: true } => (Request::Ping, Plan::Health),
                     Target::Health { live: false } => (Request::Status, Plan::Health),
                     Target::Metrics => (Request::Scrape, Plan::Metrics),
+                    Target::Page => (Request::Overview { decisions: page::DECISIONS }, Plan::Page),
                     Target::Breaker { name, request } => {
                         let plan = match request {
                             BreakerCall::Plain(_) => Plan::Plain,

@@ -13,6 +13,7 @@ mod handler;
 mod head;
 mod json;
 mod outgoing;
+mod page;
 mod query;
 mod rate;
 mod render;
