@@ -55,11 +55,15 @@ fn without_scripts_it_shows_everything_at_once_and_comes_again_by_itself() {
     assert_eq!(part(&page, "level", "<"), "Normal");
     assert!(part(&page, "about", "<").starts_with(concat!("version ", env!("CARGO_PKG_VERSION"), ", up ")));
     let tiles = part(&page, "tiles", "</dl>");
-    for tile in
-        ["MiB of 400 MiB", "<dd>1 / 1</dd><dd>0 idle", "<dd>1 / 5</dd><dd>0 preempted", "<dd>1 / 2</dd><dd>mirror"]
-    {
+    for tile in [
+        "of the budget, 400 MiB",
+        "<dd>1 / 1</dd><dd>0 idle",
+        "<dd>1 / 5</dd><dd>0 preempted",
+        "<dd>1 / 2</dd><dd>mirror",
+    ] {
         assert!(tiles.contains(tile), "{tile} in {tiles}");
     }
+    assert!(part(&page, "sources", "</dl>").contains("MiB of 400 MiB</dd>"), "{page}");
     let workers = part(&page, "workers", "</ul>");
     for words in ["<b>sleeper</b>", "busy", &format!("href=\"/v1/tasks/{busy}\""), "soft 150 MiB, hard 260 MiB"] {
         assert!(workers.contains(words), "{words} in {workers}");

@@ -13,8 +13,8 @@ pub const MINUTES: u64 = SLOT.as_secs() * SLOTS as u64 / 60;
 const HEIGHT: u16 = 1000;
 
 /// Of the picture on the screen, which its labels share: see `.chart svg` in page.html.
-const HEIGHT_PX: f64 = 240.0;
-const LABEL_PX: f64 = 13.0;
+const HEIGHT_PX: f64 = 264.0;
+const LABEL_PX: f64 = 13.5;
 
 /// Where the eye finds its way, as far as no threshold is there.
 const QUARTERS: [f64; 3] = [0.5, 0.25, 0.0];

@@ -92,10 +92,14 @@ pub fn tiles(page: &mut String, snapshot: &Snapshot) {
         let more = Escaped(more);
         push(page, format_args!("<div><dt>{what}</dt><dd>{figure}</dd><dd>{more}</dd></div>"));
     };
-    let used = memory.sample.as_ref().map_or("no reading yet".to_string(), |(_, sample)| {
-        format!("{} of {}", Size(sample.usage_bytes), Size(memory.settings.limit_bytes))
-    });
-    tile("Memory pressure", &Percent(memory.pressure), &used);
+    let is_highest = |ratio: Option<f64>| ratio.map(json::ratio) == Some(json::ratio(memory.pressure));
+    let from = match &memory.sample {
+        None => "no reading yet".to_string(),
+        Some(_) if is_highest(memory.budget) => format!("of the budget, {}", Size(memory.settings.limit_bytes)),
+        Some((_, sample)) if is_highest(sample.cgroup) => "of the cgroup’s limit".to_string(),
+        Some(_) => "of the host’s memory".to_string(),
+    };
+    tile("Memory pressure", &Percent(memory.pressure), &from);
     let WorkersView { active, max, idle, .. } = workers;
     tile("Workers at work", &format_args!("{active} / {max}"), &format!("{idle} idle"));
     let QueueView { depth, max_depth, parked, .. } = queue;
@@ -112,11 +116,11 @@ pub fn sources(page: &mut String, snapshot: &Snapshot, enforcement: &Enforcement
         push(page, format_args!("<div><dt>{name}</dt><dd>{value}</dd></div>"));
     };
     let sample = memory.sample.as_ref().map(|(_, sample)| sample);
-    let known = [
-        ("Budget", memory.budget),
-        ("Cgroup", sample.and_then(|sample| sample.cgroup)),
-        ("Host", sample.and_then(|sample| sample.host)),
-    ];
+    if let (Some(ratio), Some(sample)) = (memory.budget, sample) {
+        let (used, limit) = (Size(sample.usage_bytes), Size(memory.settings.limit_bytes));
+        row("Budget", &format_args!("{}, {used} of {limit}", Percent(ratio)));
+    }
+    let known = [("Cgroup", sample.and_then(|sample| sample.cgroup)), ("Host", sample.and_then(|sample| sample.host))];
     for (name, ratio) in known.into_iter().filter_map(|(name, ratio)| Some((name, ratio?))) {
         row(name, &Percent(ratio));
     }
@@ -136,7 +140,9 @@ pub fn workers(page: &mut String, view: &WorkersView) {
         worker(page, one);
     }
     for _ in view.workers.len()..view.max.min(ROWS_MIN) {
-        page.push_str("<li class=\"entry soft\">free</li>");
+        page.push_str("<li class=\"entry soft\"><div class=\"line\">free</div>");
+        bar(page, 0.0, None, "", &"no worker");
+        page.push_str("</li>");
     }
 }
 

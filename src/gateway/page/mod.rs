@@ -26,8 +26,8 @@ const CAPACITY: usize = TEMPLATE.len() + 24 * 1024;
 /// `<style>` and `</style>`, `<script>` and `</script>` (CSP level 3, section 2.3.1); tests/page.rs says what they have
 /// to be.
 const POLICY: &str = "default-src 'none'; \
-    style-src 'sha256-XnwmbKI3+XA6GnS2hd8BYw9zogLuKuGk4IsqpcYZ6iE='; \
-    script-src 'sha256-h+ayqmRkdkRPyl9O+8UxlbXpFt4mS6SnTy9XtI1dXck='; \
+    style-src 'sha256-UjBUirkhKsb5yBKdHgi6JW4K6DBVOMvDBZ97Ju4ubjk='; \
+    script-src 'sha256-v9shaPpl1EE+ZTZRDNzQ7bNaa9ds1+x/+li1PAquImE='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub fn reply(status: &Status, decisions: &[Decision]) -> Reply {
@@ -84,16 +84,18 @@ pub fn problem(problem: Problem) -> Reply {
     } else {
         ""
     };
+    let (first, rest) = problem.message.split_at(problem.message.chars().next().map_or(0, char::len_utf8));
     let _ = write!(
         page,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n<title>{status} · Kurultai</title>\n{refresh}\
          <style>{style}</style>\n</head>\n<body>\n<header>\n<h1>Kurultai</h1>\n</header>\n<main>\n<section>\n\
-         <div class=\"head\"><h2>{title}</h2></div>\n<p>{message}.</p>\n{hint}</section>\n</main>\n</body>\n</html>\n",
+         <div class=\"head\"><h2>{title}</h2></div>\n{hint}<p class=\"soft\">{first}{rest}.</p>\n</section>\n</main>\n</body>\n</html>\n",
         status = problem.status,
         title = if problem.status == 401 { "This daemon wants its token" } else { "No status page" },
-        message = Escaped(&problem.message),
+        first = Escaped(&first.to_uppercase()),
+        rest = Escaped(rest),
     );
     with_headers(problem.with_body(HTML, page.into_bytes()))
 }
