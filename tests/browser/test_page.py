@@ -14,7 +14,8 @@ import tempfile
 import time
 import unittest
 
-from chromium import LIMIT_S, Browser, Tab
+sys.dont_write_bytecode = True
+from chromium import LIMIT_S, Browser, Tab  # noqa: E402
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 DAEMON = os.environ.get("KURULTAID", os.path.join(TOP, "target", "debug", "kurultaid"))

@@ -26,7 +26,7 @@ const CAPACITY: usize = TEMPLATE.len() + 24 * 1024;
 /// `<style>` and `</style>`, `<script>` and `</script>` (CSP level 3, section 2.3.1); tests/page.rs says what they have
 /// to be.
 const POLICY: &str = "default-src 'none'; \
-    style-src 'sha256-UjBUirkhKsb5yBKdHgi6JW4K6DBVOMvDBZ97Ju4ubjk='; \
+    style-src 'sha256-uWvUaW1vTsAFj09RDBLQYe4tbbxJZgLxHrPtk51tsEU='; \
     script-src 'sha256-v9shaPpl1EE+ZTZRDNzQ7bNaa9ds1+x/+li1PAquImE='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
