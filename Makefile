@@ -41,6 +41,7 @@ test: ## all tests
 	scripts/setup --check test
 	$(CARGO) test --locked
 	KURULTAI_EXAMPLE_AGENT="$(abspath $(TARGET))/debug/examples/agent" python3 tests/agents/test_agents.py
+	KURULTAID="$(abspath $(TARGET))/debug/kurultaid" python3 tests/browser/test_page.py
 	shellcheck $(SCRIPTS)
 
 check: ## formatting and lints

@@ -73,6 +73,8 @@ pub struct WorkerView {
     pub started_ms: u64,
     pub tasks_done: u64,
     pub rss_bytes: Option<u64>,
+    pub soft_limit_bytes: u64,
+    pub hard_limit_bytes: u64,
     pub heap: Option<HeapReading>,
 }
 
@@ -250,6 +252,8 @@ impl Core {
                 started_ms: worker.started_ms,
                 tasks_done: worker.tasks_done,
                 rss_bytes: worker.rss_bytes,
+                soft_limit_bytes: worker.agent.soft_limit_bytes,
+                hard_limit_bytes: worker.agent.hard_limit_bytes,
                 heap: worker.heap,
             })
             .collect();

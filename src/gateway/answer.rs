@@ -16,11 +16,13 @@ pub struct Problem {
     pub retry_after_s: Option<u64>,
     /// The methods a path has, for 405.
     pub allow: Option<&'static str>,
+    /// How to say who one is, for 401 (RFC 9110, section 11.6.1).
+    pub challenge: Option<&'static str>,
 }
 
 impl Problem {
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), retry_after_s: None, allow: None }
+        Problem { status, code, message: message.into(), retry_after_s: None, allow: None, challenge: None }
     }
 
     /// The request cannot be understood; the connection cannot go on after it.
@@ -36,6 +38,15 @@ impl Problem {
     pub fn busy(message: impl Into<String>) -> Problem {
         Problem { retry_after_s: Some(1), ..Problem::new(503, "overloaded", message) }
     }
+
+    /// Its status and headers with a body that says it in another form than the API's.
+    pub fn with_body(self, content_type: &'static str, body: Vec<u8>) -> Reply {
+        let mut reply = Reply::bytes(self.status, content_type, body);
+        reply.headers.extend(self.retry_after_s.map(|seconds| ("Retry-After", seconds.to_string())));
+        reply.headers.extend(self.allow.map(|methods| ("Allow", methods.to_string())));
+        reply.headers.extend(self.challenge.map(|challenge| ("WWW-Authenticate", challenge.to_string())));
+        reply
+    }
 }
 
 impl From<Problem> for Reply {
@@ -44,10 +55,7 @@ impl From<Problem> for Reply {
         if let Some(seconds) = problem.retry_after_s {
             error["retryAfterS"] = json!(seconds);
         }
-        let mut reply = Reply::json(problem.status, &json!({ "error": error }));
-        reply.headers.extend(problem.retry_after_s.map(|seconds| ("Retry-After", seconds.to_string())));
-        reply.headers.extend(problem.allow.map(|methods| ("Allow", methods.to_string())));
-        reply
+        problem.with_body(JSON, json_line(&json!({ "error": error })))
     }
 }
 
@@ -82,9 +90,7 @@ pub const BYTES: &str = "application/octet-stream";
 
 impl Reply {
     pub fn json(status: u16, value: &Value) -> Reply {
-        let mut body = value.to_string().into_bytes();
-        body.push(b'\n');
-        Reply::bytes(status, JSON, body)
+        Reply::bytes(status, JSON, json_line(value))
     }
 
     pub fn bytes(status: u16, content_type: &'static str, body: Vec<u8>) -> Reply {
@@ -95,6 +101,12 @@ impl Reply {
         self.headers.push((name, value.into()));
         self
     }
+}
+
+fn json_line(value: &Value) -> Vec<u8> {
+    let mut line = value.to_string().into_bytes();
+    line.push(b'\n');
+    line
 }
 
 /// The head, and the body if it is bytes; a file follows it.

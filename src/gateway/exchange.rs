@@ -71,6 +71,7 @@ pub enum Plan {
     Status(Part),
     Health,
     Metrics,
+    Page,
     Follow(Follow),
     /// The outcome of a guarded call: there is nothing to say but that it was taken.
     Report,

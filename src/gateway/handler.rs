@@ -17,13 +17,14 @@ use super::door::{Arrival, Return};
 use super::exchange::{Command, CommandPort, Exchange, Plan, RequestIds};
 use super::head::{self, Head, Method};
 use super::outgoing::{Progress, Sending};
+use super::page;
 use super::query;
 use super::rate::SubmitRate;
 use super::render::{self, Rendered};
 use super::routes::{self, BreakerCall, Target};
 use super::upload::{SMALL_BODY_MAX, Upload};
 use crate::core::event::BreakerRequest;
-use crate::metrics::HttpMetrics;
+use crate::metrics::{HttpMetrics, Route};
 use crate::scheduler::call::{Answer, Call, Follow, Reply as SchedulerReply, Request};
 use crate::spool::{Files, TaskIds};
 use crate::sys::clock::Clock;
@@ -156,7 +157,9 @@ impl Handler {
                 } else if !exchange.is_body_read {
                     exchange.decline_body(head.content_length.unwrap_or(0), head.wants_leave());
                 }
-                self.finish(exchange, problem.into());
+                let is_for_a_reader = exchange.route == Route::Page && head.accepts_html;
+                let reply = if is_for_a_reader { page::problem(problem) } else { problem.into() };
+                self.finish(exchange, reply);
             }
         }
     }
@@ -205,6 +208,7 @@ impl Handler {
                     Target::Health { live: true } => (Request::Ping, Plan::Health),
                     Target::Health { live: false } => (Request::Status, Plan::Health),
                     Target::Metrics => (Request::Scrape, Plan::Metrics),
+                    Target::Page => (Request::Overview { decisions: page::DECISIONS }, Plan::Page),
                     Target::Breaker { name, request } => {
                         let plan = match request {
                             BreakerCall::Plain(_) => Plan::Plain,
@@ -405,6 +409,7 @@ fn short(target: Target, head: &Head) -> Result<Target, Problem> {
         | Target::Reload
         | Target::Drain
         | Target::Health { .. }
+        | Target::Page
         | Target::Metrics => false,
     };
     if lasts || head.content_length.is_some_and(|length| length > SMALL_BODY_MAX) {

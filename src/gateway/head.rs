@@ -39,6 +39,8 @@ pub struct Head {
     pub authorization: Option<Secret<String>>,
     pub host: Option<String>,
     pub origin: Option<String>,
+    /// It comes from a browser that shows a page, rather than from a program.
+    pub accepts_html: bool,
     pub request_id: Option<Arc<str>>,
     pub idempotency_key: Option<Arc<str>>,
     pub conditions: Conditions,
@@ -107,6 +109,7 @@ fn interpret(request: &httparse::Request<'_, '_>) -> Result<Head, Problem> {
         authorization: None,
         host: None,
         origin: None,
+        accepts_html: false,
         request_id: None,
         idempotency_key: None,
         conditions: Conditions::default(),
@@ -190,6 +193,8 @@ fn take_header(head: &mut Head, name: &str, value: &[u8]) -> Result<(), Problem>
         head.authorization = Some(Secret(text(name, value)?));
     } else if is("origin") {
         head.origin = Some(text(name, value)?);
+    } else if is("accept") {
+        head.accepts_html |= value.windows(9).any(|part| part.eq_ignore_ascii_case(b"text/html"));
     } else if is("x-request-id") {
         head.request_id = sane_request_id(value);
     } else if is("idempotency-key") {

@@ -15,6 +15,7 @@ mod json;
 mod lingering;
 mod listeners;
 mod outgoing;
+mod page;
 mod query;
 mod range;
 mod rate;

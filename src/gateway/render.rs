@@ -5,6 +5,7 @@ use serde_json::json;
 use super::answer::{BYTES, Body, FilePart, JSON, Problem, Reply};
 use super::exchange::Plan;
 use super::json;
+use super::page;
 use super::range::{self, Conditions};
 use super::routes::Part;
 use crate::core::event::{BreakerAnswer, CancelAnswer};
@@ -47,6 +48,7 @@ pub fn render(plan: Plan, answer: Answer, files: &Files) -> Rendered {
             Reply::json(200, &json!({ "tasks": views.iter().map(json::task).collect::<Vec<_>>() }))
         }
         (Plan::Health, Answer::Status(status)) => health(&status),
+        (_, Answer::Overview(status, decisions)) => page::reply(&status, &decisions),
         (Plan::Status(part), Answer::Status(status)) => status_part(part, &status),
         (_, Answer::Status(status)) => status_part(Part::All, &status),
         (_, Answer::Pong) => Reply::json(200, &json!({ "status": "live" })),
@@ -197,7 +199,7 @@ fn status_part(part: Part, status: &Status) -> Reply {
         Part::Queue => json::queue(&snapshot.queue),
         Part::Workers => json::workers(&snapshot.workers),
         Part::Breakers => json!({ "breakers": json::breakers(snapshot) }),
-        Part::Memory => json::memory(&snapshot.memory, &status.enforcement),
+        Part::Memory => json::memory(status),
         Part::Agents => json::agents(&snapshot.agents),
     };
     Reply::json(200, &object)

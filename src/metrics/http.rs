@@ -26,11 +26,12 @@ pub enum Route {
     Drain,
     Health,
     Metrics,
+    Page,
     Other,
 }
 
 impl Route {
-    pub const ALL: [Route; 20] = [
+    pub const ALL: [Route; 21] = [
         Route::Tasks,
         Route::AgentTasks,
         Route::Task,
@@ -50,6 +51,7 @@ impl Route {
         Route::Drain,
         Route::Health,
         Route::Metrics,
+        Route::Page,
         Route::Other,
     ];
 
@@ -75,6 +77,7 @@ impl Route {
             Route::Drain => "/v1/drain",
             Route::Health => "/health",
             Route::Metrics => "/metrics",
+            Route::Page => "/",
             Route::Other => "other",
         }
     }

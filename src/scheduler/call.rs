@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::history::Peaks;
 use crate::core::breaker::BreakerView;
 use crate::core::event::{BreakerAnswer, BreakerRequest, CancelAnswer};
 use crate::core::ids::{IncidentId, TaskId};
@@ -50,6 +51,10 @@ pub enum Request {
     },
     Tasks(TaskFilter),
     Status,
+    /// What is, and the last decisions, taken at one moment.
+    Overview {
+        decisions: usize,
+    },
     Scrape,
     Decisions {
         limit: usize,
@@ -126,6 +131,7 @@ pub enum Answer {
     Task(Option<Box<TaskView>>),
     Tasks(Vec<TaskView>),
     Status(Box<Status>),
+    Overview(Box<Status>, Vec<Decision>),
     Scrape(Box<(Metrics, Snapshot)>),
     Decisions(Vec<Decision>),
     Why(Option<Box<Why>>),
@@ -150,6 +156,7 @@ pub struct Status {
     pub uptime: Duration,
     pub storage_error: Option<String>,
     pub enforcement: Arc<Enforcement>,
+    pub history: Peaks,
 }
 
 /// What holds a worker's limits on this host, as it was found at the start.

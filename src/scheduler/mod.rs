@@ -5,6 +5,7 @@
 
 mod beats;
 pub mod call;
+pub mod history;
 mod probe;
 mod report;
 mod storage;
@@ -21,6 +22,7 @@ use crossbeam::channel::{Receiver, Sender, at, never, select_biased};
 
 use crate::core::Core;
 use crate::core::event::{Action, Answer as CoreAnswer, Event, Now, Record, Submission};
+use crate::core::governor;
 use crate::core::ids::{TaskId, Ticket};
 use crate::core::notice::Notice;
 use crate::core::order::WorkerReport;
@@ -30,6 +32,7 @@ use crate::sys::clock::{Clock, wall_ms};
 use crate::sys::eventfd::EventFd;
 use crate::worker::SupervisorHandle;
 use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply, Request, Status, Why};
+use history::History;
 pub use streams::StreamPort;
 use streams::Streams;
 pub use sync::{SyncThread, Syncer};
@@ -74,6 +77,7 @@ pub struct Scheduler<W> {
     clock: Clock,
     metrics: Metrics,
     decisions: VecDeque<Decision>,
+    history: History,
     streams: Streams,
     watching: Watching,
     config: ConfigStatus,
@@ -123,6 +127,7 @@ impl<W: Send + 'static> Scheduler<W> {
             clock,
             metrics,
             decisions: VecDeque::with_capacity(DECISIONS_MAX),
+            history: History::default(),
             config,
             enforcement: Arc::default(),
             waiting: Vec::new(),
@@ -239,6 +244,7 @@ impl<W: Send + 'static> Scheduler<W> {
         match control {
             Control::Memory(sample) => {
                 self.metrics.note_sample();
+                self.history.note(self.clock.now(), governor::pressure(&sample, &self.core.settings().memory));
                 self.step(Event::MemorySampled(sample));
             }
             Control::Reconfigured { settings, status, notice } => {
@@ -292,6 +298,7 @@ impl<W: Send + 'static> Scheduler<W> {
             query @ (Request::Task { .. }
             | Request::Tasks(_)
             | Request::Status
+            | Request::Overview { .. }
             | Request::Scrape
             | Request::Decisions { .. }
             | Request::Why { .. }
@@ -309,17 +316,12 @@ impl<W: Send + 'static> Scheduler<W> {
         match query {
             Request::Task { task } => Answer::Task(self.core.task(task).map(Box::new)),
             Request::Tasks(filter) => Answer::Tasks(self.core.tasks(&filter)),
-            Request::Status => Answer::Status(Box::new(Status {
-                snapshot: self.core.snapshot(self.now()),
-                config: self.config.clone(),
-                uptime: self.clock.now(),
-                enforcement: self.enforcement.clone(),
-                storage_error: self.storage.as_ref().map(|trouble| trouble.error.clone()),
-            })),
-            Request::Scrape => Answer::Scrape(Box::new((self.metrics.clone(), self.core.snapshot(self.now())))),
-            Request::Decisions { limit } => {
-                Answer::Decisions(self.decisions.iter().rev().take(limit).cloned().collect())
+            Request::Status => Answer::Status(Box::new(self.status())),
+            Request::Overview { decisions } => {
+                Answer::Overview(Box::new(self.status()), self.last_decisions(decisions))
             }
+            Request::Scrape => Answer::Scrape(Box::new((self.metrics.clone(), self.core.snapshot(self.now())))),
+            Request::Decisions { limit } => Answer::Decisions(self.last_decisions(limit)),
             Request::Why { task } => Answer::Why(self.core.task(task).map(|view| {
                 let about = |decision: &&Decision| decision.notice.task() == Some(task);
                 let decisions = self.decisions.iter().rev().filter(about).cloned().collect();
@@ -331,6 +333,23 @@ impl<W: Send + 'static> Scheduler<W> {
             | Request::Breaker { .. }
             | Request::Ping => Answer::Pong,
         }
+    }
+
+    fn status(&self) -> Status {
+        let now = self.now();
+        Status {
+            snapshot: self.core.snapshot(now),
+            config: self.config.clone(),
+            uptime: now.at,
+            storage_error: self.storage.as_ref().map(|trouble| trouble.error.clone()),
+            enforcement: self.enforcement.clone(),
+            history: self.history.peaks(now.at),
+        }
+    }
+
+    /// Newest first.
+    fn last_decisions(&self, limit: usize) -> Vec<Decision> {
+        self.decisions.iter().rev().take(limit).cloned().collect()
     }
 
     /// Performs what the core wanted, records first: nobody is told of anything that is not written.
