@@ -276,7 +276,7 @@ fn odd_methods_and_targets_have_their_answers() {
         ("TRACE", "/health", 405),
         ("PROPFIND", "/v1/tasks", 405),
         ("GET", "http://localhost/health", 200),
-        ("GET", "http://localhost", 404),
+        ("GET", "http://localhost", 200),
         ("GET", "HTTP://localhost/health", 400),
         ("OPTIONS", "*", 400),
         ("GET", "/health#top", 404),
