@@ -73,9 +73,11 @@ impl Main {
             }
             while let Ok(command) = self.commands_rx.try_recv() {
                 match command {
-                    Command::Drain => {
+                    // Told first: what is submitted after the answer is refused.
+                    Command::Drain(waiter) => {
                         self.drain();
                         is_draining = true;
+                        let _ = self.replies_tx.send(Reply { waiter, answer: Answer::Draining });
                     }
                     Command::Reload(waiter) => {
                         let answer = Answer::Reloaded(self.reload());

@@ -111,5 +111,6 @@ pub struct CommandPort {
 pub enum Command {
     /// Answered with [`Answer::Reloaded`].
     Reload(Box<Exchange>),
-    Drain,
+    /// Answered with [`Answer::Draining`].
+    Drain(Box<Exchange>),
 }

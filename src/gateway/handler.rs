@@ -148,8 +148,7 @@ impl Handler {
         let outcome = target.and_then(|target| self.ask(&mut exchange, &mut head, target));
         match outcome {
             Ok(Asked::Scheduler(request)) => self.call(exchange, request),
-            Ok(Asked::Main) => self.command(Command::Reload(Box::new(exchange))),
-            Ok(Asked::Nobody(reply)) => self.finish(exchange, reply),
+            Ok(Asked::Main(command)) => self.command(command(Box::new(exchange))),
             Err(problem) => {
                 // Without a length, nobody here can tell where this request ends.
                 if head.is_chunked || problem.status == 411 {
@@ -226,12 +225,8 @@ impl Handler {
                         };
                         (request, Plan::Follow(what))
                     }
-                    Target::Reload => return Ok(Asked::Main),
-                    Target::Drain => {
-                        self.command(Command::Drain);
-                        let state = serde_json::json!({ "state": "draining" });
-                        return Ok(Asked::Nobody(Reply::json(202, &state)));
-                    }
+                    Target::Reload => return Ok(Asked::Main(Command::Reload)),
+                    Target::Drain => return Ok(Asked::Main(Command::Drain)),
                     Target::SubmitEnvelope { .. } | Target::SubmitRaw { .. } => unreachable!("taken above"),
                 }
             }
@@ -299,9 +294,8 @@ impl Handler {
         match self.ports.commands.tx.try_send(command) {
             Ok(()) => self.ports.commands.bell.ring(),
             Err(error) => {
-                if let Command::Reload(exchange) = error.into_inner() {
-                    self.finish(*exchange, Problem::busy("a reload is under way: try again").into());
-                }
+                let (Command::Reload(exchange) | Command::Drain(exchange)) = error.into_inner();
+                self.finish(*exchange, Problem::busy("a reload is under way: try again").into());
             }
         }
     }
@@ -389,8 +383,7 @@ impl Handler {
 
 enum Asked {
     Scheduler(Request),
-    Main,
-    Nobody(Reply),
+    Main(fn(Box<Exchange>) -> Command),
 }
 
 /// What a connection beyond the lasting ones is for: nothing that may take long, nor carries much.

@@ -59,6 +59,7 @@ pub fn render(plan: Plan, answer: Answer, files: &Files) -> Rendered {
             200,
             &json!({ "result": "ok", "changed": report.changed, "needsRestart": report.needs_restart }),
         ),
+        (_, Answer::Draining) => Reply::json(202, &json!({ "state": "draining" })),
         (_, Answer::Reloaded(Err(problems))) => Problem::new(400, "invalid_config", problems).into(),
         (_, Answer::Admissible) => Problem::new(500, "internal", "leave for a body that nobody sends").into(),
         (_, Answer::Scrape(_)) => Problem::new(500, "internal", "a scrape without a plan for it").into(),

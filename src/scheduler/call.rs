@@ -137,6 +137,7 @@ pub enum Answer {
     Why(Option<Box<Why>>),
     Pong,
     Reloaded(Result<ReloadReport, String>),
+    Draining,
 }
 
 /// Why a task is where it is.
