@@ -334,13 +334,20 @@ impl<W: Send + 'static> Scheduler<W> {
             for action in actions {
                 self.perform_one(action, &mut replies);
             }
-            match &self.ports.syncer {
-                Some(syncer) if has_records => syncer.release(replies, results),
-                Some(_) | None => replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply)),
-            }
+            self.release(replies, results, has_records);
         }
         if self.spool.wants_rewrite() {
             self.rewrite_journal();
+        }
+    }
+
+    /// Sends these now, or once everything written so far is durable if they rest on that. A submission's always do: it
+    /// may be another caller's that is known again, or one that has waited, and nobody had the disk wait for it.
+    fn release(&self, replies: Vec<Reply<W>>, results: Vec<TaskId>, has_records: bool) {
+        let is_promise = |reply: &Reply<W>| matches!(reply.answer, Answer::Submitted { .. });
+        match &self.ports.syncer {
+            Some(syncer) if has_records || replies.iter().any(is_promise) => syncer.release(replies, results),
+            Some(_) | None => replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply)),
         }
     }
 
