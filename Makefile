@@ -20,7 +20,11 @@ AGENTS = $(filter-out %/__pycache__,$(wildcard scripts/agents/*))
 SCRIPTS = .ci/run $(shell awk 'FNR == 1 && /^\#!.*[/ ](ba)?sh( |$$)/ { print FILENAME }' \
 	$$(find scripts tests conf -type f ! -name '*.pyc')) scripts/agents/kurultai.sh
 
-.PHONY: build help demo run test check coverage bench footprint install uninstall clean
+SEED =
+COUNT =
+SECONDS =
+
+.PHONY: build help demo run test simulate check coverage bench footprint install uninstall clean
 
 build: ## optimised programs in target/release (the default)
 	$(CARGO) build --release --locked
@@ -42,6 +46,11 @@ test: ## all tests
 	$(CARGO) test --locked
 	KURULTAI_EXAMPLE_AGENT="$(abspath $(TARGET))/debug/examples/agent" python3 tests/agents/test_agents.py
 	shellcheck $(SCRIPTS)
+
+# Why these names: SEED is the first seed to walk, COUNT how many from it on; SECONDS goes on with new ones.
+simulate: ## random walks through the core, for a minute; SEED=n walks one again, also COUNT=n SECONDS=n
+	KURULTAI_SEED=$(SEED) KURULTAI_COUNT=$(COUNT) KURULTAI_SECONDS=$(or $(SECONDS),$(if $(SEED)$(COUNT),,60)) \
+		$(CARGO) test --locked --profile simulation --lib core::tests::walk -- --nocapture
 
 check: ## formatting and lints
 	$(CARGO) fmt --check

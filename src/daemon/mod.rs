@@ -6,7 +6,7 @@ mod control;
 mod listen;
 pub mod logger;
 mod pid_file;
-mod settings;
+pub(crate) mod settings;
 mod signals;
 mod threads;
 
