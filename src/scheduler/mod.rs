@@ -414,7 +414,9 @@ impl<W: Send + 'static> Scheduler<W> {
             self.step(Event::CancelRequested { ticket: NOBODY, task });
             return Some(Reply { waiter: caller.waiter, answer });
         }
-        let view = self.core.task(task)?;
+        let Some(view) = self.core.task(task) else {
+            return Some(Reply { waiter: caller.waiter, answer: Answer::Task(None) });
+        };
         match caller.wait {
             Some(wait) if !view.state.is_terminal() && !wait.is_zero() => {
                 let until = self.clock.now() + wait;
