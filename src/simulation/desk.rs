@@ -310,7 +310,9 @@ impl Desk {
                     self.step(Event::CancelRequested { ticket: NOBODY, task });
                     return Some((caller, Answer::StorageFull));
                 }
-                let state = self.core.task(task)?.state;
+                let Some(state) = self.core.task(task).map(|task| task.state) else {
+                    return Some((caller, Answer::Forgotten(task)));
+                };
                 if !wait.is_zero() && !state.is_terminal() {
                     self.waiting.push(Waiting { task, until: self.now.at + wait, caller, is_duplicate });
                     return None;

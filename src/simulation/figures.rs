@@ -29,6 +29,7 @@ pub struct Figures {
     /// From acceptance to completion.
     pub totals: Times,
     pub peak_bytes: u64,
+    pub peak_pressure: f64,
     /// The least memory the host had available; `None`: the host was not looked at.
     pub least_available_bytes: Option<u64>,
     /// Time spent at each level, normal first.
@@ -84,6 +85,7 @@ pub struct Point {
     pub at: Duration,
     /// The most within the step.
     pub usage_bytes: u64,
+    /// The most within the step, of the sources that are looked at.
     pub pressure: f64,
     pub level: Level,
     pub workers: usize,

@@ -78,7 +78,9 @@ struct Run<'a> {
     asking: Option<Box<Attempt>>,
     callers: u64,
     again: u64,
+    /// The most within this step.
     usage_in_step: u64,
+    pressure_in_step: f64,
     level: (Level, Duration),
 }
 
@@ -118,6 +120,7 @@ pub fn simulate(settings: Settings, monitor: Monitor, load: &Load, seed: u64) ->
         callers: 0,
         again: 0,
         usage_in_step: 0,
+        pressure_in_step: 0.0,
         level: (Level::Normal, Duration::ZERO),
     };
     run.listen();
@@ -430,6 +433,9 @@ impl Run<'_> {
         let usage = self.fleet.usage(self.now);
         self.usage_in_step = self.usage_in_step.max(usage);
         self.figures.peak_bytes = self.figures.peak_bytes.max(usage);
+        let pressure = governor::pressure(&self.sample(), &self.desk.core.settings().memory);
+        self.pressure_in_step = self.pressure_in_step.max(pressure);
+        self.figures.peak_pressure = self.figures.peak_pressure.max(pressure);
         if let Some(total) = self.load.host_bytes {
             let available = total.saturating_sub(self.outside() + usage);
             let least = self.figures.least_available_bytes.unwrap_or(u64::MAX);
@@ -439,13 +445,11 @@ impl Run<'_> {
 
     fn point(&mut self) {
         self.agenda.put(self.now + self.figures.step, Due::Point);
-        let sample = self.sample();
-        let settings = self.desk.core.settings();
         let total = self.figures.total();
         let point = Point {
             at: self.now,
             usage_bytes: std::mem::take(&mut self.usage_in_step),
-            pressure: governor::pressure(&sample, &settings.memory),
+            pressure: std::mem::take(&mut self.pressure_in_step),
             level: self.level.0,
             workers: self.fleet.len(),
             running: self.fleet.running(),

@@ -63,8 +63,8 @@ pub struct Watch {
     is_reading: bool,
     /// The worker the present action is about.
     under_way: Option<WorkerId>,
-    /// When the action before ended.
-    ended: Option<Duration>,
+    /// Until when the memory may fall after the action before, by the settings it ended under.
+    settles: Option<Duration>,
     /// Of the incident that is on, or was the last one.
     incident: Option<IncidentId>,
     /// How often each action was seen.
@@ -74,7 +74,7 @@ pub struct Watch {
 impl Watch {
     /// The daemon has been restarted.
     pub fn restart(&mut self) {
-        (self.is_reading, self.under_way, self.ended, self.incident) = (false, None, None, None);
+        (self.is_reading, self.under_way, self.settles, self.incident) = (false, None, None, None);
     }
 
     pub fn begin(&mut self, core: &Core, is_reading: bool) {
@@ -110,7 +110,7 @@ impl Watch {
         assert_eq!(core.governor.incident().is_some(), level != Level::Normal, "an incident at {level:?}");
         if self.under_way.is_some() && core.governor.shedding.action.is_none() {
             self.under_way = None;
-            self.ended = Some(core.now.at);
+            self.settles = Some(core.now.at + core.settings.memory.settle);
         }
     }
 
@@ -156,8 +156,7 @@ impl Watch {
         assert!(self.is_reading, "an action without a new reading");
         assert!(core.settings.memory.mode == Mode::Hard, "an action in {:?} mode", core.settings.memory.mode);
         assert_eq!(self.under_way, None, "two actions at a time");
-        let settle = core.settings.memory.settle;
-        assert!(self.ended.is_none_or(|ended| ended + settle <= now), "two actions within the time to settle");
+        assert!(self.settles.is_none_or(|until| until <= now), "two actions within the time to settle");
         self.under_way = worker;
     }
 

@@ -169,13 +169,15 @@ fn random_settings(dice: &mut Dice) -> Settings {
 
 fn random_task(dice: &mut Dice) -> TaskSpec {
     let priority = dice.pick(&Priority::ALL);
+    let key = dice.one_in(5).then(|| dice.below(6));
+    let agent = key.map_or_else(|| dice.pick(&AGENTS), |key| AGENTS[key as usize]);
     TaskSpec {
         priority,
         timeout: s(1 + dice.below(30)),
         max_retries: dice.below(3) as u32,
         skippable: priority == Priority::Heartbeat && !dice.one_in(4),
-        idempotency_key: dice.one_in(8).then(|| Arc::from(format!("k{}", dice.below(10)))),
-        ..task(dice.pick(&AGENTS))
+        idempotency_key: key.map(|key| Arc::from(format!("k{}", key / dice.pick(&[1, 1, 1, 2])))),
+        ..task(agent)
     }
 }
 
