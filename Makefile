@@ -72,7 +72,7 @@ footprint: build ## memory of the daemon, idle and under load
 install: ## into DESTDIR, PREFIX (/usr/local) and SYSCONFDIR (/etc); run make before
 	@test -x $(TARGET)/release/kurultaid || { echo "nothing is built: run make first" >&2; exit 1; }
 	$(INSTALL) -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(BINDIR) $(DESTDIR)$(CONFDIR) $(DESTDIR)$(INITDIR) \
-		$(DESTDIR)$(UNITDIR) $(DESTDIR)$(SHAREDIR)/kurultai/agents \
+		$(DESTDIR)$(UNITDIR) $(DESTDIR)$(SHAREDIR)/kurultai/agents $(DESTDIR)$(SHAREDIR)/kurultai/profiles \
 		$(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7 $(DESTDIR)$(MANDIR)/man8 \
 		$(DESTDIR)$(SHAREDIR)/bash-completion/completions $(DESTDIR)$(SHAREDIR)/zsh/site-functions \
 		$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d
@@ -92,6 +92,7 @@ install: ## into DESTDIR, PREFIX (/usr/local) and SYSCONFDIR (/etc); run make be
 		$(INSTALL) -m $$mode $$agent $(DESTDIR)$(SHAREDIR)/kurultai/agents/ || exit 1; \
 	done
 	$(INSTALL) -m 644 conf/kurultai.toml $(DESTDIR)$(SHAREDIR)/kurultai/kurultai.toml
+	$(INSTALL) -m 644 conf/profiles/*.toml $(DESTDIR)$(SHAREDIR)/kurultai/profiles/
 	test -e $(DESTDIR)$(CONFDIR)/kurultai.toml || \
 		$(INSTALL) -m 644 conf/kurultai.toml $(DESTDIR)$(CONFDIR)/kurultai.toml
 	sed 's,^DAEMON=/usr/local/sbin,DAEMON=$(SBINDIR),' scripts/init/kurultaid > $(DESTDIR)$(INITDIR)/kurultaid

@@ -17,6 +17,7 @@ mod help;
 mod http;
 mod parts;
 mod payload;
+mod simulate;
 mod status;
 mod submit;
 mod table;
@@ -31,6 +32,7 @@ mod fake;
 mod tests;
 
 pub use console::{Console, Env};
+pub use simulate::{PROFILE_KEYS, PROFILE_MAX, ProfileKey, ProfileKind, SUBMISSIONS_MAX, Without};
 
 use api::Api;
 use args::{Address, Asked, Command, Invocation};
@@ -89,6 +91,7 @@ fn carry_out(invocation: Invocation, console: &mut Console) -> Result<(), CtlErr
         Command::BreakersClose(name) => parts::force_breaker(&api, console, &name, "close", json),
         Command::Memory => parts::memory(&api, console, json),
         Command::Doctor => doctor::run(&api, console, json),
+        Command::Simulate(asked) => simulate::run(&api, console, &asked, json),
         Command::Why(task) => tasks::why(&api, console, task, json),
         Command::Events { types } => events::run(&api, console, types.as_deref(), json),
         Command::Reload => parts::reload(&api, console, json),
