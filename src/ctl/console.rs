@@ -213,4 +213,9 @@ impl Console {
             pause: Duration::ZERO,
         }
     }
+
+    /// The same on a terminal that knows ASCII only.
+    pub fn ascii(self) -> Console {
+        Console { utf8: false, ..self }
+    }
 }

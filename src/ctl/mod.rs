@@ -1,8 +1,9 @@
 //! The client, `kurultaictl`: its commands, their screens, and the small HTTP client under them.
 //!
-//! Owns everything the person at the keyboard sees. May import the core's ids and priorities, and the clock. Must
-//! never know the daemon's threads: it has the same API as everybody else. Nothing outside this room uses it, so what
-//! only the client needs costs the daemon no memory.
+//! Owns everything the person at the keyboard sees. May import the core's ids and priorities, the clock, and for
+//! `simulate` the configuration, its translation for the core, and the simulation. Must never know the daemon's
+//! threads: it has the same API as everybody else. Nothing outside this room uses it, so what only the client needs
+//! costs the daemon no memory.
 
 mod api;
 mod args;

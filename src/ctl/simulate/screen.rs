@@ -41,10 +41,10 @@ fn counts(simulated: &Simulated<'_>, console: &mut Console) -> Result<(), CtlErr
     let Simulated { load, figures, .. } = simulated;
     let columns = [
         Column::Flexible("TASKS"),
-        Column::Right("SUBMITTED"),
+        Column::Right("SENT"),
         Column::Right("ACCEPTED"),
         Column::Right("REFUSED"),
-        Column::Right("COMPLETED"),
+        Column::Right("DONE"),
         Column::Right("FAILED"),
         Column::Right("PREEMPTED"),
         Column::Right("KILLED"),
@@ -142,7 +142,7 @@ fn memory(simulated: &Simulated<'_>, console: &mut Console) -> Result<(), CtlErr
     let mut text =
         format!("peak       {} of {} MiB, {}", mib(figures.peak_bytes), config.memory.limit_mb, percent(share));
     if let Some(available) = figures.least_available_bytes {
-        text += &format!("; the host had at least {} MiB available", mib(available));
+        text += &format!("\nhost       at least {} MiB available", mib(available));
     }
     text += &format!("\nworkers    {} started\n", figures.worker_starts);
     let raised = Level::ALL.into_iter().zip(figures.levels).skip(1).filter(|(_, time)| *time > Duration::ZERO);
