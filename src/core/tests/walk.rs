@@ -86,6 +86,16 @@ fn whatever_happens_nothing_is_lost_run_twice_or_left_waiting() {
     }
 }
 
+#[test]
+fn a_seed_walks_the_same_way_again() {
+    let went = || {
+        let mut world = start(7, true);
+        go(&mut world);
+        (world.events, world.crashes, Vec::from_iter(world.last_words().cloned()))
+    };
+    assert_eq!(went(), went());
+}
+
 /// One walk from its beginning to its rest. If it fails it is gone again, to tell of its end.
 fn walk(seed: u64, walked: &mut Walked) {
     let mut world = start(seed, false);

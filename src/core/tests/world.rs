@@ -10,10 +10,11 @@ use super::processes::Process;
 use super::settled;
 use crate::core::event::{BreakerAnswer, BreakerRequest, CancelAnswer, Event, Now, Record};
 use crate::core::ids::{PermitId, TaskId, WorkerId};
+use crate::core::ledger::FinishedTask;
 use crate::core::notice::Notice;
 use crate::core::order::{Order, Report, WorkerReport};
 use crate::core::settings::{AgentMode, Settings};
-use crate::core::task::{TaskSpec, TaskState};
+use crate::core::task::{Outcome, Priority, TaskSpec, TaskState};
 use crate::simulation::desk::{Answer, Caller, Desk, Said};
 use crate::simulation::dice::Dice;
 use crate::simulation::spool::{Crash, Remembered, Spool};
@@ -65,6 +66,9 @@ pub struct World {
     promised: BTreeSet<TaskId>,
     /// Tasks that have ended, and how; without those that a crash brought back.
     ended: BTreeMap<TaskId, TaskState>,
+    /// Tasks that a client wanted cancelled, ever; and those accepted in this step.
+    unwanted: BTreeSet<TaskId>,
+    new: BTreeSet<TaskId>,
     /// Ends that somebody was told of when they were on the disk.
     told: BTreeMap<TaskId, TaskState>,
     last_worker: u64,
@@ -96,6 +100,8 @@ impl World {
             open: BTreeSet::new(),
             promised: BTreeSet::new(),
             ended: BTreeMap::new(),
+            unwanted: BTreeSet::new(),
+            new: BTreeSet::new(),
             told: BTreeMap::new(),
             last_worker: 0,
             last_caller: 0,
@@ -117,6 +123,7 @@ impl World {
     /// One step, and all that must hold after it.
     pub fn feed(&mut self, input: Input) {
         self.events += 1;
+        self.new.clear();
         // Why: something may come after a deadline and before anybody has woken up for it.
         let reaches_core = match &input {
             Input::Event(_) | Input::Cancel(_) | Input::Breaker(..) | Input::Preempt(_) => true,
@@ -143,6 +150,10 @@ impl World {
         for said in said {
             self.hear(said, is_sync);
         }
+        if self.desk.has_trouble() {
+            // What is new could not be written and is taken back, though it may have begun.
+            self.unwanted.append(&mut self.new);
+        }
         if self.desk.is_dead() {
             let settings = self.desk.core.settings.clone();
             let crash = if self.dice.one_in(2) {
@@ -165,6 +176,7 @@ impl World {
             }
             Input::Cancel(task) => {
                 let caller = self.caller();
+                self.unwanted.insert(task);
                 self.desk.cancel(now, caller, task);
             }
             Input::Breaker(name, request) => {
@@ -230,6 +242,7 @@ impl World {
         }
         // Nobody was told of what came after the last that is there: its numbers are given out again.
         let unknown = self.ended.split_off(&TaskId(found.last_task + 1));
+        self.unwanted.split_off(&TaskId(found.last_task + 1));
         assert!(unknown.keys().all(|task| !self.promised.contains(task)), "accepted and lost: {unknown:?}");
     }
 
@@ -254,9 +267,13 @@ impl World {
         match said {
             Said::Order(worker, order) => self.order(worker, order),
             Said::Record(record) => {
-                if let Record::Finished(task) = &record {
-                    let before = self.ended.insert(task.id, task.outcome.state());
-                    assert_eq!(before, None, "{} ended twice", task.id);
+                match &record {
+                    Record::Accepted { task, .. } => drop(self.new.insert(*task)),
+                    Record::Finished(task) => self.end(task),
+                    Record::Started { .. }
+                    | Record::Returned { .. }
+                    | Record::Footprint { .. }
+                    | Record::Forgotten { .. } => {}
                 }
                 self.remembered.replay(&record);
             }
@@ -267,6 +284,24 @@ impl World {
                 assert!(self.is_draining && self.processes.is_empty(), "drained too early");
                 self.drained += 1;
             }
+        }
+    }
+
+    /// A task ends once, and by nobody's whim.
+    fn end(&mut self, task: &FinishedTask) {
+        let before = self.ended.insert(task.id, task.outcome.state());
+        assert_eq!(before, None, "{} ended twice", task.id);
+        let spec = &task.spec;
+        match &task.outcome {
+            Outcome::Cancelled => {
+                let is_taken_back = self.new.contains(&task.id);
+                assert!(is_taken_back || self.unwanted.contains(&task.id), "{} was cancelled by nobody", task.id);
+            }
+            Outcome::Skipped => assert!(spec.schedule.is_some(), "{} is no beat and was skipped", task.id),
+            Outcome::Evicted => {
+                assert!(spec.skippable && spec.priority == Priority::Heartbeat, "{} was evicted: {spec:?}", task.id);
+            }
+            Outcome::Completed(_) | Outcome::Failed(_) => {}
         }
     }
 
