@@ -21,4 +21,5 @@ mod settled;
 mod sim;
 mod views;
 mod walk;
+mod words;
 mod world;

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use super::governed::{MemoryWalk, Watch};
 use super::processes::Process;
-use super::settled;
+use super::{settled, words};
 use crate::core::event::{BreakerAnswer, BreakerRequest, CancelAnswer, Event, Now, Record};
 use crate::core::ids::{PermitId, TaskId, WorkerId};
 use crate::core::ledger::FinishedTask;
-use crate::core::notice::Notice;
 use crate::core::order::{Order, Report, WorkerReport};
 use crate::core::settings::{AgentMode, Settings};
 use crate::core::task::{Outcome, Priority, TaskSpec, TaskState};
@@ -138,7 +137,7 @@ impl World {
         if reaches_core && self.dice.one_in(8) {
             self.now += Duration::from_millis(self.dice.below(300));
         }
-        self.note(|| format!("{input:?}"));
+        self.note(|| words::of_input(&input));
         let is_reading = matches!(input, Input::Event(Event::MemorySampled(_)));
         let is_sync = matches!(input, Input::Sync { works: true });
         self.watch.begin(&self.desk.core, is_reading);
@@ -261,8 +260,10 @@ impl World {
     }
 
     fn hear(&mut self, said: Said, is_sync: bool) {
-        if !matches!(said, Said::Record(_)) {
-            self.note(|| format!("    {}", in_words(&said)));
+        if self.trace.is_some()
+            && let Some(words) = words::of_said(&said)
+        {
+            self.note(|| format!("    {words}"));
         }
         match said {
             Said::Order(worker, order) => self.order(worker, order),
@@ -423,14 +424,6 @@ impl World {
     /// What happened last, a line each.
     pub fn last_words(&self) -> impl Iterator<Item = &String> {
         self.trace.iter().flatten()
-    }
-}
-
-fn in_words(said: &Said) -> String {
-    match said {
-        Said::Notice(notice) => format!("{}: {}", notice.name(), Notice::sentence(notice)),
-        Said::Order(worker, order) => format!("to {worker}: {order:?}"),
-        Said::Record(_) | Said::Reply(..) | Said::Finished(_) | Said::Drained => format!("{said:?}"),
     }
 }
 
