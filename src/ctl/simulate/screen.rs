@@ -16,13 +16,16 @@ use crate::simulation::figures::{Counts, Figures, Times};
 
 pub fn show(simulated: &Simulated<'_>, console: &mut Console) -> Result<(), CtlError> {
     let Simulated { config_file, profile_file, load, seed, figures, .. } = simulated;
-    console.print(&format!(
-        "{} of {} on {}, seed {seed}: over after {}\n\n",
+    let head = format!(
+        "{} of {} on {}, seed {seed}: over after {}",
         age(load.duration()),
         text::one_line(&profile_file.display().to_string()),
         text::one_line(&config_file.display().to_string()),
         age(figures.lasted)
-    ))?;
+    );
+    let is_long = console.out_is_terminal() && head.chars().count() > console.width;
+    let head = if is_long { text::wrap(&head, console.width).join("\n") } else { head };
+    console.print(&format!("{head}\n\n"))?;
     counts(simulated, console)?;
     console.print("\n")?;
     reasons(figures, console)?;
