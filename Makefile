@@ -45,6 +45,7 @@ test: ## all tests
 	scripts/setup --check test
 	$(CARGO) test --locked
 	KURULTAI_EXAMPLE_AGENT="$(abspath $(TARGET))/debug/examples/agent" python3 tests/agents/test_agents.py
+	KURULTAID="$(abspath $(TARGET))/debug/kurultaid" python3 tests/browser/test_page.py
 	shellcheck $(SCRIPTS)
 
 # Why these names: SEED is the first seed to walk, COUNT how many from it on; SECONDS goes on with new ones.
@@ -57,10 +58,12 @@ check: ## formatting and lints
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 # Why llvm: the other engine loses sight of threads once a test has started processes.
-coverage: ## lines of the core and the workers under test, at least 90 %
+coverage: ## lines of the core, the workers and the memory room under test, at least 90 %
 	@$(CARGO) tarpaulin --version || { \
 		echo "cargo-tarpaulin is missing: cargo install --locked cargo-tarpaulin" >&2; exit 1; }
-	$(CARGO) tarpaulin --locked --engine llvm --packages kurultai --include-files 'src/core/*' --include-files 'src/worker/*' \
+	$(CARGO) build --locked --examples --target-dir $(TARGET)/coverage
+	$(CARGO) tarpaulin --locked --engine llvm --packages kurultai --lib --skip-clean --target-dir $(TARGET)/coverage \
+		--include-files 'src/core/*' --include-files 'src/worker/*' --include-files 'src/memory/*' \
 		--exclude-files '*tests*' --out Xml --output-dir coverage --fail-under 90
 
 bench: build ## latency and throughput
@@ -99,10 +102,11 @@ install: ## into DESTDIR, PREFIX (/usr/local) and SYSCONFDIR (/etc); run make be
 	chmod 755 $(DESTDIR)$(INITDIR)/kurultaid
 	sed 's,/usr/local/sbin,$(SBINDIR),g' scripts/systemd/kurultaid.service > $(DESTDIR)$(UNITDIR)/kurultaid.service
 	chmod 644 $(DESTDIR)$(UNITDIR)/kurultaid.service
+	$(INSTALL) -m 644 scripts/systemd/kurultaid.socket $(DESTDIR)$(UNITDIR)/kurultaid.socket
 
 uninstall: ## what install put there, but for the configuration and the state
 	rm -f $(DESTDIR)$(SBINDIR)/kurultaid $(DESTDIR)$(BINDIR)/kurultaictl $(DESTDIR)$(INITDIR)/kurultaid \
-		$(DESTDIR)$(UNITDIR)/kurultaid.service \
+		$(DESTDIR)$(UNITDIR)/kurultaid.service $(DESTDIR)$(UNITDIR)/kurultaid.socket \
 		$(DESTDIR)$(SHAREDIR)/bash-completion/completions/kurultaictl \
 		$(DESTDIR)$(SHAREDIR)/zsh/site-functions/_kurultaictl \
 		$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/kurultaictl.fish

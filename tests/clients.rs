@@ -43,6 +43,41 @@ fn uploads_that_stall_keep_nobody_else_waiting() {
 }
 
 #[test]
+fn a_refused_body_that_is_still_to_come_holds_no_handler_and_not_the_next_request() {
+    let daemon = Daemon::start(&format!("[gateway]\nidle_timeout_ms = 600000\n{CAT}"));
+    let before = daemon.footprint();
+    // More than there are handlers, each of which sends nothing more of its body for now.
+    let mut waiting: Vec<Connection> = (0..40)
+        .map(|_| {
+            let mut connection = daemon.connect();
+            let head = "POST /v1/agents/nobody/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\nabc";
+            connection.send(head.as_bytes()).expect("the daemon reads");
+            connection
+        })
+        .collect();
+    for connection in &mut waiting {
+        let refused = connection.receive().expect("an answer").expect(404);
+        assert_eq!((refused.error_code().as_str(), refused.header("Connection")), ("unknown_agent", None));
+    }
+    daemon.get("/health").expect(200);
+    for (n, connection) in waiting.iter_mut().enumerate() {
+        // In one piece with the next request, or in two.
+        let mut rest = vec![b'x'; 59_997];
+        if n % 2 == 0 {
+            connection.send(&rest).expect("the daemon reads");
+            rest.clear();
+        }
+        rest.extend(Request::get("/v1/tasks/t-7").bytes());
+        connection.send(&rest).expect("the daemon reads");
+        assert_eq!(connection.receive().expect("an answer").expect(404).error_code(), "unknown_task");
+    }
+    drop(waiting);
+    let after = daemon.footprint();
+    assert_eq!((after.fds, after.threads), (before.fds, before.threads));
+    daemon.stop();
+}
+
+#[test]
 fn an_upload_that_trickles_is_ended() {
     let daemon = Daemon::start(&format!("[gateway]\nidle_timeout_ms = 500\n{CAT}"));
     let mut trickle = begin_upload(&daemon, "POST /v1/agents/cat/tasks");

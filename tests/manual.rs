@@ -215,6 +215,7 @@ fn notices() -> Vec<Notice> {
             waiting: 1,
         },
         Notice::TaskRejected { agent: agent.clone(), code: "x", text: "x".into(), request: request.clone() },
+        Notice::TaskWaiting { task, agent: agent.clone(), reason: "x", text: "x".into(), incident: Some(incident) },
         Notice::TaskStarted {
             task,
             worker,
@@ -372,6 +373,9 @@ fn problems() -> BTreeSet<(String, String)> {
     let mut problems = BTreeSet::new();
     for entry in fs::read_dir(root().join("src/gateway")).expect("src/gateway") {
         let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            continue;
+        }
         let text = source(path.strip_prefix(root()).expect("below the root").to_str().expect("text"));
         let compact: String = text.split_whitespace().collect();
         for made in compact.split("Problem::new(").skip(1) {
@@ -498,12 +502,19 @@ fn the_pages_have_the_limits_of_the_code() {
         ("src/gateway/head.rs", "REQUEST_ID_MAX: usize = 64;"),
         ("src/gateway/head.rs", "IDEMPOTENCY_KEY_MAX: usize = 128;"),
         ("src/gateway/body.rs", "ENVELOPE_MAX: u64 = 256 * 1024;"),
+        ("src/gateway/upload.rs", "SMALL_BODY_MAX: u64 = 16 * 1024;"),
+        ("src/gateway/body.rs", "UNWANTED_MAX: u64 = 64 * 1024;"),
+        ("src/gateway/conn.rs", "SHORT_CONNECTIONS: usize = 4;"),
+        ("src/gateway/lingering.rs", "LONGEST: Duration = Duration::from_secs(10);"),
+        ("src/gateway/lingering.rs", "MOST: u64 = 64 * 1024 * 1024;"),
         ("src/gateway/query.rs", "WAIT_MAX: f64 = 3600.0;"),
         ("src/gateway/submit.rs", "RETRIES_MAX: u32 = 1000;"),
         ("src/gateway/routes.rs", "LIST_DEFAULT: usize = 100;"),
         ("src/gateway/routes.rs", "LIST_MAX: usize = 1000;"),
         ("src/gateway/outgoing.rs", "BEHIND_MAX: usize = 64 * 1024;"),
         ("src/scheduler/mod.rs", "DECISIONS_MAX: usize = 256;"),
+        ("src/scheduler/history.rs", "SLOTS: usize = 300;"),
+        ("src/gateway/page/mod.rs", "DECISIONS: usize = 20;"),
         ("src/core/breaker.rs", "PROBE_TTL: Duration = Duration::from_secs(60);"),
         ("src/core/breaker.rs", "PERMITS_MAX: usize = 256;"),
     ] {

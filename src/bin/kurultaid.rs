@@ -87,6 +87,10 @@ fn work(mode: &Mode, options: &Options) -> ExitCode {
             for warning in &loaded.warnings {
                 let _ = writeln!(std::io::stderr(), "{warning}");
             }
+            if let Err(error) = daemon::check_host(&loaded.config) {
+                complain(&error.to_string());
+                return ExitCode::from(error.exit_status());
+            }
             say(&format!("{}: the configuration is valid\n", options.config.display()))
         }
         Mode::Print => say(&loaded.print()),

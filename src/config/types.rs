@@ -68,6 +68,8 @@ pub struct Gateway {
     /// `""` = no token.
     pub token_file: String,
     pub allowed_hosts: Vec<String>,
+    /// A name or number; `""` = the daemon's own.
+    pub socket_group: String,
     pub max_connections: usize,
     pub max_body_mb: u64,
     pub head_timeout_ms: u64,
@@ -172,6 +174,8 @@ pub struct Agent {
     pub env_pass: Vec<String>,
     pub soft_limit_mb: Option<u64>,
     pub hard_limit_mb: Option<u64>,
+    /// `None` = no limit.
+    pub data_limit_mb: Option<u64>,
     pub task_timeout_s: Option<u64>,
     pub max_retries: u32,
     pub preemptible: bool,

@@ -197,7 +197,7 @@ impl Core {
             memory_deaths: 0,
             preemptions: 0,
             has_checkpoint: false,
-            is_passed_over: false,
+            is_wait_told: false,
             progress: None,
             permit: None,
         });

@@ -1,6 +1,7 @@
 //! Which waiting task starts next, and on which worker.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Core;
 use super::breaker::Holder;
@@ -15,6 +16,7 @@ use super::pool::{Stage, Worker, WorkerState};
 use super::schedule::Schedule;
 use super::settings::{AgentMode, AgentSettings};
 use super::task::{Assignment, Failure, FailureCode, Priority};
+use super::waiting::Wait;
 
 /// Workers that will be free soon, so that one waiting task does not call for two.
 struct Promised {
@@ -139,17 +141,23 @@ impl Core {
 
     /// What the memory level lets start: no skippable heartbeats from warning, only critical tasks from critical.
     fn may_start_now(&mut self, id: TaskId) -> bool {
-        let Some(task) = self.ledger.get(id) else { return false };
-        let level = self.governor.level();
-        if level == Level::Normal || !self.governs_memory() || !self.is_governed(id) {
-            return true;
+        let is_held = self.ledger.get(id).is_none_or(|task| self.is_held_by_level(task));
+        if is_held {
+            self.note_held(id);
         }
-        if task.spec.priority == Priority::Heartbeat && task.spec.skippable {
-            self.note_passed_over(id);
+        !is_held
+    }
+
+    pub(super) fn is_held_by_level(&self, task: &Task) -> bool {
+        let level = self.governor.level();
+        if level == Level::Normal || !self.governs_memory() || !self.is_governed(task.id) {
             return false;
         }
+        if task.is_skippable_beat() {
+            return true;
+        }
         let is_held = level >= Level::Critical && task.spec.priority != Priority::Critical;
-        !is_held || (level < Level::Reject && self.is_forced_beat(task)) || self.may_start_alone(task)
+        is_held && !(level < Level::Reject && self.is_forced_beat(task)) && !self.may_start_alone(task)
     }
 
     /// Whether it is the beat that runs after `max_skips`. Of a schedule only one beat waits.
@@ -167,14 +175,32 @@ impl Core {
         !self.is_settling() && self.is_alone(fresh)
     }
 
-    /// A queued heartbeat waits until memory is there again; said once.
-    fn note_passed_over(&mut self, id: TaskId) {
+    /// It waits until memory is there again; a heartbeat is passed over.
+    fn note_held(&mut self, id: TaskId) {
         let incident = self.governor.incident();
-        let Some(task) = self.ledger.get_mut(id).filter(|task| !task.is_passed_over) else { return };
-        task.is_passed_over = true;
+        let Some(task) = self.ledger.get(id) else { return };
+        if !task.is_skippable_beat() {
+            let (level, cause) = (self.governor.level(), self.governor.cause(&self.settings.memory));
+            return self.note_waiting(id, &Wait::MemoryLevel { level, cause });
+        }
         let (schedule, agent) = (task.spec.schedule.clone(), task.spec.agent.clone());
         let text = "memory is short; it waits until that is over";
-        self.notice(Notice::HeartbeatSkipped { schedule, task: Some(id), agent, text, incident });
+        if self.is_first_word(id) {
+            self.notice(Notice::HeartbeatSkipped { schedule, task: Some(id), agent, text, incident });
+        }
+    }
+
+    fn note_waiting(&mut self, id: TaskId, wait: &Wait) {
+        let incident = self.governor.incident();
+        let Some(agent) = self.ledger.get(id).map(|task| task.spec.agent.clone()) else { return };
+        if self.is_first_word(id) {
+            self.notice(Notice::TaskWaiting { task: id, agent, reason: wait.name(), text: wait.to_string(), incident });
+        }
+    }
+
+    /// That a task waits for memory is said once each time it waits.
+    fn is_first_word(&mut self, id: TaskId) -> bool {
+        self.ledger.get_mut(id).is_some_and(|task| !std::mem::replace(&mut task.is_wait_told, true))
     }
 
     /// Headroom: idle workers make room for a task that does not fit, and what comes after it in the order must not
@@ -192,9 +218,9 @@ impl Core {
         if promised.is_out_of_memory {
             return true;
         }
-        if self.fits(agent, idle) || self.is_alone(idle) {
-            return false;
-        }
+        let shortage = self.ledger.get(id).and_then(|task| self.shortage(task, agent, idle));
+        let Some(shortage) = shortage.filter(|_| !self.is_alone(idle)) else { return false };
+        self.note_waiting(id, &Wait::Memory(shortage));
         promised.is_out_of_memory = true;
         if promised.ending == 0
             && let Some(coldest) = self.pool.coldest_idle(idle)
@@ -206,14 +232,19 @@ impl Core {
     }
 
     /// Whether there is no worker process, but for this one.
-    fn is_alone(&self, idle: Option<WorkerId>) -> bool {
+    pub(super) fn is_alone(&self, idle: Option<WorkerId>) -> bool {
         self.pool.iter().all(|(id, _)| Some(id) == idle)
     }
 
     fn breaker_forbids(&self, id: TaskId, agent: &AgentSettings) -> bool {
-        self.guard(id, agent)
-            .and_then(|name| self.breakers.get(name))
-            .is_some_and(|breaker| breaker.refusal(self.now.at).is_some())
+        self.breaker_wait(id, agent).is_some()
+    }
+
+    /// The breaker that does not let this task start now, and for how long.
+    pub(super) fn breaker_wait(&self, id: TaskId, agent: &AgentSettings) -> Option<(Arc<str>, Duration)> {
+        let name = self.guard(id, agent)?;
+        let retry_after = self.breakers.get(name)?.refusal(self.now.at)?;
+        Some((name.clone(), retry_after))
     }
 
     /// The breaker that guards this task.
@@ -266,6 +297,7 @@ impl Core {
         task.started_ms = task.started_ms.or(Some(now.wall_ms));
         task.permit = permit;
         task.progress = None;
+        task.is_wait_told = false;
         let assignment = Assignment {
             task: id,
             spec: task.spec.clone(),

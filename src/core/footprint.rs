@@ -1,14 +1,13 @@
-//! How much memory a task of each agent needs, learned from what was seen: a task starts only where it fits.
+//! How much memory a task of each agent needs, learned from what was seen.
 
 use std::collections::BTreeMap;
 
 use super::Core;
 use super::event::{Action, Record};
-use super::governor::Level;
 use super::ids::{AgentName, WorkerId};
 use super::order::Exit;
 use super::pool::Worker;
-use super::settings::{AgentMode, AgentSettings};
+use super::settings::AgentMode;
 
 /// A smaller peak pulls the learned one down by this share of the difference: one light task proves little.
 const DECAY: u64 = 8;
@@ -92,31 +91,6 @@ impl Core {
         if let Some(peak_bytes) = self.footprints.learn(&agent, peak, is_whole) {
             self.actions.push(Action::Record(Record::Footprint { agent, peak_bytes }));
         }
-    }
-
-    /// Whether a task of this agent fits under the reject line, beside what the running ones may still grow to. The
-    /// `idle` worker it would run on holds part of it already.
-    pub(super) fn fits(&self, agent: &AgentSettings, idle: Option<WorkerId>) -> bool {
-        let Some((_, sample)) = self.governor.sample() else { return true };
-        let held = idle.and_then(|id| self.pool.get(id)).and_then(|worker| worker.rss_bytes).unwrap_or(0);
-        let more = self.footprints.peak(&agent.name).saturating_sub(held) + self.promised_bytes();
-        let settings = &self.settings.memory;
-        let line = Level::Reject.begins_at(settings).unwrap_or(1.0);
-        let is_under = |used: u64, limit: u64| (used + more) as f64 <= line * limit as f64;
-        let budget_has_room = !sample.budget_counts || is_under(sample.usage_bytes, settings.limit_bytes);
-        let used = sample.total_bytes.saturating_sub(sample.available_bytes);
-        let host_has_room = sample.host.is_none() || is_under(used, sample.total_bytes);
-        let floor_holds =
-            sample.total_bytes == 0 || sample.available_bytes.saturating_sub(more) >= settings.min_free_bytes;
-        budget_has_room && host_has_room && floor_holds
-    }
-
-    /// What the workers with a task, or about to get one, may still grow by.
-    fn promised_bytes(&self) -> u64 {
-        let growing = self.pool.iter().filter(|(_, worker)| worker.task().is_some() || worker.is_starting());
-        growing
-            .map(|(_, worker)| self.footprints.peak(&worker.agent.name).saturating_sub(worker.rss_bytes.unwrap_or(0)))
-            .sum()
     }
 }
 

@@ -40,10 +40,7 @@ impl Level {
 pub struct MemorySample {
     /// Daemon and worker trees together: what `limit_mb` bounds.
     pub usage_bytes: u64,
-    pub daemon_rss_bytes: u64,
-    /// The daemon's heap: what is in use, and what is taken from the system; 0 where the allocator does not tell.
-    pub daemon_heap_used_bytes: u64,
-    pub daemon_heap_total_bytes: u64,
+    pub daemon: DaemonMemory,
     /// Resident memory of each worker's whole tree.
     pub workers: Vec<(WorkerId, u64)>,
     pub total_bytes: u64,
@@ -51,10 +48,35 @@ pub struct MemorySample {
     pub available_bytes: u64,
     /// SwapFree of /proc/meminfo; 0 without swap.
     pub swap_free_bytes: u64,
-    /// Ratios of the configured sources other than the budget, which follows from `usage_bytes`; `None`: there is no such source here.
-    pub cgroup: Option<f64>,
+    /// The configured sources other than the budget, which follows from `usage_bytes`; `None`: there is no such source here.
+    pub cgroup: Option<Fill>,
+    /// The share of the host's memory that is not available.
     pub host: Option<f64>,
     pub budget_counts: bool,
+}
+
+/// The daemon itself, in bytes. Figures of its heap are 0 where the allocator does not tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DaemonMemory {
+    pub rss: u64,
+    pub heap_used: u64,
+    /// What the heap has from the system.
+    pub heap_total: u64,
+    /// Blocks beside the heap.
+    pub external: u64,
+}
+
+/// How full something with a limit is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    pub used: u64,
+    pub limit: u64,
+}
+
+impl Fill {
+    pub fn ratio(self) -> f64 {
+        self.used as f64 / self.limit.max(1) as f64
+    }
 }
 
 #[derive(Debug, Default)]
@@ -206,7 +228,7 @@ impl Governor {
         let (_, sample) = self.sample.as_ref()?;
         let line = level.begins_at(settings)?;
         let budget = budget(sample, settings).filter(|_| sample.budget_counts);
-        if [budget, sample.cgroup].into_iter().flatten().any(|ratio| ratio >= line) {
+        if [budget, sample.cgroup.map(Fill::ratio)].into_iter().flatten().any(|ratio| ratio >= line) {
             return None;
         }
         let over_line = sample.host.map_or(0.0, |host| (host - line).max(0.0)) * sample.total_bytes as f64;
@@ -238,7 +260,7 @@ fn is_starved(was: bool, sample: &MemorySample, settings: &MemorySettings) -> bo
 /// The highest of the sources that count.
 pub fn pressure(sample: &MemorySample, settings: &MemorySettings) -> f64 {
     let budget = budget(sample, settings).filter(|_| sample.budget_counts);
-    [budget, sample.cgroup, sample.host].into_iter().flatten().fold(0.0, f64::max)
+    [budget, sample.cgroup.map(Fill::ratio), sample.host].into_iter().flatten().fold(0.0, f64::max)
 }
 
 pub fn budget(sample: &MemorySample, settings: &MemorySettings) -> Option<f64> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ids::{PermitId, TaskId, WorkerId};
-use super::task::{Outcome, Payload, Progress, ResultPlace, TaskSpec, TaskState};
+use super::task::{Outcome, Payload, Priority, Progress, ResultPlace, TaskSpec, TaskState};
 
 /// Memory that finished tasks may hold in all, whatever the retention: the daemon stays small after any burst.
 pub const FINISHED_BYTES_MAX: usize = 1024 * 1024;
@@ -29,8 +29,8 @@ pub struct Task {
     pub memory_deaths: u32,
     pub preemptions: u32,
     pub has_checkpoint: bool,
-    /// A heartbeat that memory kept from running; said once.
-    pub is_passed_over: bool,
+    /// It was said that it waits for memory.
+    pub is_wait_told: bool,
     pub progress: Option<Progress>,
     /// Of the breaker its agent is bound to, while it runs.
     pub permit: Option<HeldPermit>,
@@ -66,6 +66,10 @@ impl Task {
 
     pub fn attempt(&self) -> u32 {
         self.retries + 1
+    }
+
+    pub fn is_skippable_beat(&self) -> bool {
+        self.spec.priority == Priority::Heartbeat && self.spec.skippable
     }
 }
 
@@ -290,7 +294,7 @@ mod tests {
             memory_deaths: 0,
             preemptions: 0,
             has_checkpoint: false,
-            is_passed_over: false,
+            is_wait_told: false,
             progress: None,
             permit: None,
         };

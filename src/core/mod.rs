@@ -13,6 +13,7 @@ pub mod estimate;
 pub mod event;
 pub mod footprint;
 pub mod governor;
+pub mod headroom;
 pub mod health;
 pub mod ids;
 mod ladder;
@@ -31,6 +32,7 @@ pub mod task;
 #[cfg(test)]
 mod tests;
 pub mod view;
+pub mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

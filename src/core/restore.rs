@@ -132,7 +132,7 @@ impl Core {
             memory_deaths,
             preemptions,
             has_checkpoint,
-            is_passed_over: false,
+            is_wait_told: false,
             progress: None,
             permit: None,
         });

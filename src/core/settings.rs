@@ -92,6 +92,8 @@ pub struct AgentSettings {
     pub max_workers: Option<usize>,
     pub max_oom_kills: u32,
     pub oom_score_adj: i32,
+    /// RLIMIT_DATA of each of its processes; `None` = none.
+    pub data_limit_bytes: Option<u64>,
     /// The kernel may hold its hard limit: the mode allows killing.
     pub has_kernel_limit: bool,
 }

@@ -35,6 +35,8 @@ pub struct MemoryView {
     pub pressure: f64,
     pub budget: Option<f64>,
     pub incident: Option<IncidentId>,
+    /// Whether memory has consequences: not where it is only observed.
+    pub is_governed: bool,
     pub settings: MemorySettings,
     pub sample: Option<(Now, MemorySample)>,
     /// For somebody who comes back when the pressure may have fallen.
@@ -71,6 +73,8 @@ pub struct WorkerView {
     pub started_ms: u64,
     pub tasks_done: u64,
     pub rss_bytes: Option<u64>,
+    pub soft_limit_bytes: u64,
+    pub hard_limit_bytes: u64,
     pub heap: Option<HeapReading>,
 }
 
@@ -121,6 +125,11 @@ impl Core {
             agents: self.agents_view(now),
             features: self.settings.features,
         }
+    }
+
+    /// It takes nothing more and is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_some()
     }
 
     /// Of the memory pressure that is on now.
@@ -220,6 +229,7 @@ impl Core {
             budget: sample.as_ref().and_then(|(_, sample)| governor::budget(sample, &settings)),
             rung: self.governor.rung(),
             incident: self.governor.incident(),
+            is_governed: self.governs_memory(),
             retry_after: super::refusal::honest(self.governor.retry_after(&settings, self.next_end())),
             settings,
             sample,
@@ -252,6 +262,8 @@ impl Core {
                 started_ms: worker.started_ms,
                 tasks_done: worker.tasks_done,
                 rss_bytes: worker.rss_bytes,
+                soft_limit_bytes: worker.agent.soft_limit_bytes,
+                hard_limit_bytes: worker.agent.hard_limit_bytes,
                 heap: worker.heap,
             })
             .collect();

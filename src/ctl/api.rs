@@ -165,7 +165,14 @@ pub struct TaskEvent {
 pub struct Why {
     pub task: String,
     pub state: String,
+    pub waits_for: Option<WaitsFor>,
     pub decisions: Vec<Decision>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WaitsFor {
+    pub text: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -243,6 +250,8 @@ pub struct Enforcement {
     pub cgroup: String,
     pub detail: String,
     pub psi: bool,
+    /// `realtime`, `nice` or `ordinary`.
+    pub watchdog: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

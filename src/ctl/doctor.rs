@@ -67,6 +67,18 @@ fn daemon(status: &Status) -> Vec<Finding> {
         } else {
             Finding::weak("stall wake-up", "off", "memory is read at its interval only")
         });
+        findings.push(match enforcement.watchdog.as_str() {
+            "realtime" => {
+                Finding::good("watchdog", "realtime", "its threads run at once, however busy the processors are")
+            }
+            "nice" => {
+                Finding::good("watchdog", "nice -20", "its threads go before others when the processors are busy")
+            }
+            other => {
+                let so = "on a busy machine a leak gets further: start the daemon as root, or allow it LimitRTPRIO=1";
+                Finding::weak("watchdog", other, so)
+            }
+        });
     }
     findings.push(match status.memory.mode.as_str() {
         "hard" => Finding::good("mode", "hard", "tasks are preempted and killed if need be"),

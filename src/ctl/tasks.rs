@@ -187,6 +187,11 @@ pub fn why(api: &Api, console: &mut Console, task: TaskId, json: bool) -> Result
     }
     let state = console.toned(&text::one_line(&reply.value.state), state_tone(&reply.value.state));
     console.print(&format!("task {task} is {state}\n"))?;
+    if let Some(wait) = &reply.value.waits_for {
+        for line in text::wrap(&format!("it waits: {}", text::one_line(&wait.text)), console.width) {
+            console.print(&format!("{line}\n"))?;
+        }
+    }
     if reply.value.decisions.is_empty() {
         return console.print("no decision about it is remembered\n");
     }

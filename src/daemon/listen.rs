@@ -1,56 +1,120 @@
-//! The two listeners.
+//! The sockets clients come in by: opened here, or handed over by a service manager (sd_listen_fds(3)).
 
 use std::fs;
 use std::io;
-use std::net::TcpListener;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::StartError;
 use crate::config::Config;
+use crate::gateway::{LISTENERS_MAX, Listener};
+use crate::sys;
+use crate::sys::inherited::Kind;
 
-/// Users of the daemon's group may talk to it.
+/// Users of the socket's group may talk to the daemon.
 const SOCKET_MODE: u32 = 0o660;
 
 pub struct Listeners {
-    pub tcp: Option<TcpListener>,
-    pub unix: UnixListener,
-    pub socket: SocketFile,
+    pub all: Vec<Listener>,
+    /// `None`: the service manager's, which it removes itself.
+    pub socket: Option<SocketFile>,
+    /// Where they are, for the log.
+    pub addresses: Vec<SocketAddr>,
+    pub paths: Vec<PathBuf>,
 }
 
 /// Removed on the way out.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    /// `gateway.socket_group`.
+    pub group: Option<u32>,
+}
 
 impl SocketFile {
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(&self.path);
     }
 }
 
-pub fn listen(config: &Config) -> Result<Listeners, StartError> {
-    let tcp = match config.gateway.listen_address() {
-        None => None,
-        Some(address) => Some(TcpListener::bind(address).map_err(|source| StartError::Listen {
+/// `inherited`: what a service manager handed over. Of a kind it handed over, none is opened here.
+pub fn listen(config: &Config, inherited: Vec<OwnedFd>) -> Result<Listeners, StartError> {
+    let mut listeners = Listeners { all: Vec::new(), socket: None, addresses: Vec::new(), paths: Vec::new() };
+    if inherited.len() > LISTENERS_MAX {
+        let why = format!("there are {} of them, and {LISTENERS_MAX} is the most", inherited.len());
+        return Err(StartError::Activation { fd: inherited[LISTENERS_MAX].as_raw_fd(), why });
+    }
+    for fd in inherited {
+        let number = fd.as_raw_fd();
+        listeners.take(config, fd).map_err(|why| StartError::Activation { fd: number, why })?;
+    }
+    if listeners.addresses.is_empty()
+        && let Some(address) = config.gateway.listen_address()
+    {
+        let tcp = TcpListener::bind(address).map_err(|source| StartError::Listen {
             address: address.to_string(),
             key: "gateway.listen",
             source,
-        })?),
-    };
-    let path = config.daemon.runtime_dir.join("kurultai.sock");
-    let unix = listen_unix(&config.daemon.runtime_dir, &path).map_err(|source| StartError::Listen {
-        address: path.display().to_string(),
-        key: "daemon.runtime_dir",
-        source,
-    })?;
-    Ok(Listeners { tcp, unix, socket: SocketFile(path) })
+        })?;
+        listeners.addresses.push(tcp.local_addr().unwrap_or(address));
+        listeners.all.push(Listener::Tcp(tcp));
+    }
+    if !listeners.all.iter().any(|listener| matches!(listener, Listener::Unix(_))) {
+        let group = socket_group(config)?;
+        let path = config.daemon.runtime_dir.join("kurultai.sock");
+        let unix = listen_unix(&config.daemon.runtime_dir, &path).map_err(|source| StartError::Listen {
+            address: path.display().to_string(),
+            key: "daemon.runtime_dir",
+            source,
+        })?;
+        let socket = SocketFile { path: path.clone(), group };
+        open_to_group(config, &socket)?;
+        listeners.all.push(Listener::Unix(unix));
+        listeners.socket = Some(socket);
+        listeners.paths.push(path);
+    }
+    Ok(listeners)
+}
+
+impl Listeners {
+    fn take(&mut self, config: &Config, fd: OwnedFd) -> Result<(), String> {
+        match sys::inherited::kind(fd.as_fd()) {
+            Kind::TcpListener => {
+                let tcp = TcpListener::from(fd);
+                let address = tcp.local_addr().map_err(|error| error.to_string())?;
+                // The rule of gateway.listen holds for whatever is listened on.
+                if !address.ip().to_canonical().is_loopback() && config.gateway.token_file.is_empty() {
+                    return Err(format!(
+                        "{address} is reached from beyond this host, and there is no token: set gateway.token_file, or \
+                         listen on 127.0.0.1"
+                    ));
+                }
+                self.addresses.push(address);
+                self.all.push(Listener::Tcp(tcp));
+            }
+            Kind::UnixListener => {
+                let unix = UnixListener::from(fd);
+                let address = unix.local_addr().map_err(|error| error.to_string())?;
+                self.paths.extend(address.as_pathname().map(Path::to_path_buf));
+                self.all.push(Listener::Unix(unix));
+            }
+            Kind::Other => {
+                return Err(
+                    "it is no listening stream socket, TCP or Unix: use ListenStream= and Accept=no".to_string()
+                );
+            }
+        }
+        Ok(())
+    }
 }
 
 fn listen_unix(directory: &Path, path: &Path) -> io::Result<UnixListener> {
@@ -62,7 +126,34 @@ fn listen_unix(directory: &Path, path: &Path) -> io::Result<UnixListener> {
             _ => return Err(io::ErrorKind::AddrInUse.into()),
         }
     }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))?;
-    Ok(listener)
+    UnixListener::bind(path)
+}
+
+/// `gateway.socket_group` as a number; `None` if there is none.
+pub fn socket_group(config: &Config) -> Result<Option<u32>, StartError> {
+    let name = &config.gateway.socket_group;
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let refused = |why: String| StartError::SocketGroup { group: name.clone(), why };
+    match sys::user::group(name) {
+        Ok(Some(group)) => Ok(Some(group)),
+        Ok(None) => Err(refused("there is no such group; create it with addgroup --system".to_string())),
+        Err(error) => Err(refused(format!("{error}; look into /etc/group and nsswitch.conf"))),
+    }
+}
+
+/// The group first: until then, nobody but the owner may write to it.
+fn open_to_group(config: &Config, socket: &SocketFile) -> Result<(), StartError> {
+    if let Some(group) = socket.group {
+        chown(socket.path(), None, Some(group)).map_err(|error| StartError::SocketGroup {
+            group: config.gateway.socket_group.clone(),
+            why: format!("{error}; start the daemon as root, or as a user of that group"),
+        })?;
+    }
+    fs::set_permissions(socket.path(), fs::Permissions::from_mode(SOCKET_MODE)).map_err(|source| StartError::Listen {
+        address: socket.path().display().to_string(),
+        key: "daemon.runtime_dir",
+        source,
+    })
 }

@@ -3,6 +3,7 @@
 //! May import everything but `ctl`. Must never know policy.
 
 mod control;
+mod descriptors;
 mod listen;
 pub mod logger;
 mod pid_file;
@@ -37,6 +38,10 @@ pub enum StartError {
     Spool(#[from] SpoolError),
     #[error("cannot listen on {address}: {source}; stop what listens there, or change {key}")]
     Listen { address: String, key: &'static str, source: std::io::Error },
+    #[error("descriptor {fd} of the service manager cannot be listened on: {why}")]
+    Activation { fd: i32, why: String },
+    #[error("gateway.socket_group = {group:?} cannot be given the socket: {why}")]
+    SocketGroup { group: String, why: String },
     #[error("gateway.token_file = {path:?} cannot be used: {why}")]
     Token { path: String, why: String },
     #[error("daemon.user = {user:?} cannot be become: {why}")]
@@ -51,15 +56,23 @@ impl StartError {
     /// 78 EX_CONFIG where the operator's word is wrong, 71 EX_OSERR where the system says no (sysexits.h).
     pub fn exit_status(&self) -> u8 {
         match self {
-            StartError::Config(_) | StartError::LogFile { .. } | StartError::Token { .. } | StartError::User { .. } => {
-                78
-            }
+            StartError::Config(_)
+            | StartError::LogFile { .. }
+            | StartError::SocketGroup { .. }
+            | StartError::Token { .. }
+            | StartError::User { .. } => 78,
             StartError::Spool(_)
+            | StartError::Activation { .. }
             | StartError::Listen { .. }
             | StartError::PidFile { .. }
             | StartError::System { .. } => 71,
         }
     }
+}
+
+/// What `--check` cannot tell from the configuration alone: whether this host has what it names.
+pub fn check_host(config: &Config) -> Result<(), StartError> {
+    listen::socket_group(config).map(drop)
 }
 
 /// The configuration of the file and the environment, with what it warns of.

@@ -124,6 +124,7 @@ fn agent_settings(config: &Config, name: &str, agent: &config::Agent) -> AgentSe
         max_workers: agent.max_workers,
         max_oom_kills: agent.max_oom_kills,
         oom_score_adj: config.workers.oom_score_adj,
+        data_limit_bytes: agent.data_limit_mb.map(mb),
         has_kernel_limit: config.memory.mode == config::Mode::Hard && config.features.memory_governance,
     }
 }

@@ -13,7 +13,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ use crossbeam::channel::{Receiver, bounded};
 use super::control::Main;
 use super::pid_file::PidFile;
 use super::signals::Signals;
-use super::{Options, StartError, listen, logger, settings, token};
+use super::{Options, StartError, descriptors, listen, logger, settings, token};
 use crate::config::{CgroupUse, Config, Durability, Loaded};
 use crate::core::Core;
 use crate::core::event::Now;
 use crate::gateway::{
-    Access, Door, DoorPorts, DoorSettings, Handler, HandlerPorts, Patience, RequestIds, Shared, SubmitRate,
+    Access, Door, DoorPorts, DoorSettings, Handler, HandlerPorts, Patience, Places, RequestIds, Shared, SubmitRate,
 };
 use crate::memory::cgroup::Cgroups;
 use crate::memory::{self, Monitor, MonitorHandle, Surroundings};
@@ -41,13 +41,16 @@ use crate::sys::eventfd::EventFd;
 use crate::worker::{self, SupervisorSettings};
 
 /// Handlers: enough that one slow upload does not hold up the others on a machine with few cores.
-const HANDLERS: usize = 4;
+pub(super) const HANDLERS: usize = 4;
 
 /// A stack holds what recursion there is: serde_json's, bounded to 128 levels. Pages are used only as they are touched.
 const STACK: usize = 256 * 1024;
 
-/// Control messages: memory readings, clients that leave, a reload; all rare.
+/// Control messages beside those of connections: memory readings, a reload; all rare.
 const CONTROL: usize = 64;
+
+/// Control messages of a connection that can be in flight: it follows something, and it is gone.
+const CONTROL_PER_CONNECTION: usize = 2;
 
 /// Reports of workers: a full queue holds workers back through their pipes, and no more.
 const REPORTS: usize = 64;
@@ -73,6 +76,7 @@ pub fn run(options: &Options, loaded: Loaded) -> Result<(), StartError> {
     let Loaded { config, warnings, origins } = loaded;
     drop(origins);
     sys::footprint::keep_small();
+    let inherited = sys::inherited::take().map_err(system("take over the sockets of LISTEN_FDS"))?;
     // Why: before any thread and before memory is in use; the guardian keeps the pages there are now.
     let guardian = worker::guardian::start().map_err(system("start the guardian process"))?;
     let daemon = &config.daemon;
@@ -84,10 +88,11 @@ pub fn run(options: &Options, loaded: Loaded) -> Result<(), StartError> {
     drop(warnings);
     let signals = Signals::register().map_err(system("register signal handlers"))?;
     let token = token(&config)?;
-    let listeners = listen::listen(&config)?;
+    descriptors::provide(&config);
+    let listeners = listen::listen(&config, inherited)?;
     // Why: before the change of user, who may not make cgroups where root may.
     let (cgroups, enforcement) = cgroups(&config);
-    become_user(&config, listeners.socket.path())?;
+    become_user(&config, listeners.socket.as_ref())?;
     let clock = Clock::start();
     let (spool, restored) = Spool::open(&daemon.state_dir, config.spool.durability == Durability::Fsync)?;
     let parts = Parts { config, signals, log_file, token, clock, cgroups, enforcement, instance: guardian.instance() };
@@ -123,10 +128,11 @@ fn start(
     restored: Restored,
 ) -> Result<Started, StartError> {
     let Parts { config, signals, log_file, token, clock, mut cgroups, enforcement, instance } = parts;
-    let connections = config.gateway.max_connections;
+    let max_connections = config.gateway.max_connections;
+    let connections = Places::most(max_connections);
     let mut threads = Threads::default();
 
-    let (control_tx, control_rx) = bounded(CONTROL);
+    let (control_tx, control_rx) = bounded(CONTROL + CONTROL_PER_CONNECTION * connections);
     let (reports_tx, reports_rx) = bounded(REPORTS);
     // Each connection has at most one request with the scheduler.
     let (calls_tx, calls_rx) = bounded(connections);
@@ -140,7 +146,7 @@ fn start(
     let door_bell = Arc::new(EventFd::new().map_err(system("make an eventfd"))?);
     let main_bell = Arc::new(EventFd::new().map_err(system("make an eventfd"))?);
     let epoll = Arc::new(Epoll::new().map_err(system("make an epoll instance"))?);
-    let open = Arc::new(AtomicUsize::new(0));
+    let places = Arc::new(Places::new(max_connections));
     let stop_door = Arc::new(AtomicBool::new(false));
     let metrics = Arc::new(crate::metrics::HttpMetrics::default());
     let request_ids = Arc::new(RequestIds::new());
@@ -193,10 +199,11 @@ fn start(
         drained: crate::scheduler::DrainedPort { tx: drained_tx, bell: main_bell.clone() },
         monitor: monitor_handle.clone(),
     };
-    let enforcement = Enforcement { psi: monitor.hears_stalls(), ..enforcement };
+    let enforcement =
+        Enforcement { psi: monitor.hears_stalls(), urgency: sys::priority::possible_urgency(), ..enforcement };
     let scheduler = Scheduler::new(core, actions, spool, ports, clock, status.clone()).with_enforcement(enforcement);
     let door_settings = DoorSettings {
-        max_connections: connections,
+        max_connections,
         head_timeout: settings::ms(config.gateway.head_timeout_ms),
         idle_timeout: settings::ms(config.gateway.idle_timeout_ms),
     };
@@ -209,18 +216,19 @@ fn start(
         epoll: epoll.clone(),
         metrics: metrics.clone(),
         request_ids: request_ids.clone(),
-        open: open.clone(),
+        places: places.clone(),
         stop: stop_door.clone(),
     };
-    let door = Door::new(door_settings, door_ports, listeners.tcp, Some(listeners.unix), clock)
-        .map_err(system("watch the listeners"))?;
+    let door = Door::new(door_settings, door_ports, listeners.all, clock).map_err(system("watch the listeners"))?;
+    let mut hosts = config.gateway.allowed_hosts.clone();
+    hosts.extend(listeners.addresses.iter().map(|address| address.ip().to_string()));
     let shared = Arc::new(Shared {
-        access: Access::new(token, &config.gateway.listen, &config.gateway.allowed_hosts),
+        access: Access::new(token, &config.gateway.listen, &hosts),
         files,
         ids,
         clock,
         metrics,
-        open,
+        places,
         epoll,
         bell: door_bell.clone(),
         patience: Patience::new(clock, settings::ms(config.gateway.idle_timeout_ms), HANDLERS),
@@ -230,9 +238,9 @@ fn start(
         is_lingering: AtomicBool::new(false),
     });
 
-    threads.spawn("supervisor", move || supervisor.run())?;
-    threads.spawn("scheduler", move || scheduler.run())?;
-    threads.spawn("monitor", move || monitor.run())?;
+    threads.spawn("supervisor", urgent(move || supervisor.run()))?;
+    threads.spawn("scheduler", urgent(move || scheduler.run()))?;
+    threads.spawn("monitor", urgent(move || monitor.run()))?;
     for _ in 0..HANDLERS {
         let ports = HandlerPorts {
             arrivals_rx: arrivals_rx.clone(),
@@ -249,13 +257,13 @@ fn start(
     threads.monitor = Some(monitor_handle.clone());
     threads.supervisor = Some(handle);
     threads.door = Some((stop_door, door_bell));
-    threads.socket = Some(listeners.socket);
+    threads.socket = listeners.socket;
 
     let pid_file = options.pid_file.clone().map(PidFile::write).transpose()?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     log::info!(
-        version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), listen = config.gateway.listen.as_str(),
-        socket:% = config.daemon.runtime_dir.join("kurultai.sock").display(), unfinished = unfinished,
+        version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), listen = listed(&listeners.addresses).as_str(),
+        socket = listed(listeners.paths.iter().map(|path| path.display())).as_str(), unfinished = unfinished,
         finished = finished, damagedLines = damaged;
         "DAEMON_STARTED"
     );
@@ -276,6 +284,15 @@ fn start(
         submit_rate,
     };
     Ok(Started { main, threads, _pid_file: pid_file })
+}
+
+/// For the three threads between a reading and a kill: on a machine whose processors are all taken, a leak is let go on for
+/// as long as they wait for one.
+fn urgent(body: impl FnOnce()) -> impl FnOnce() {
+    move || {
+        sys::priority::become_urgent();
+        body();
+    }
 }
 
 /// The threads, in the order of their start, and how each is told to end.
@@ -338,7 +355,8 @@ impl Threads {
 
 /// The workers' cgroups, as strong as the host allows, and a word about them.
 fn cgroups(config: &Config) -> (Cgroups, Enforcement) {
-    let without = |detail: String| (Cgroups::off(), Enforcement { cgroup: "none".to_string(), detail, psi: false });
+    let without =
+        |detail: String| (Cgroups::off(), Enforcement { cgroup: "none".to_string(), detail, ..Enforcement::default() });
     match config.memory.cgroup {
         CgroupUse::Off => return without("memory.cgroup = \"off\"".to_string()),
         CgroupUse::Auto => {}
@@ -347,7 +365,10 @@ fn cgroups(config: &Config) -> (Cgroups, Enforcement) {
     log::info!(kind:% = found.kind, path:% = found.path.display(), finding = found.finding.as_str(); "CGROUP_FOUND");
     let user = sys::user::lookup(&config.daemon.user).ok().flatten().filter(|_| !config.daemon.user.is_empty());
     match Cgroups::prepare(&found, user.map(|user| (user.uid, user.gid))) {
-        Ok(cgroups) => (cgroups, Enforcement { cgroup: found.kind.to_string(), detail: found.finding, psi: false }),
+        Ok(cgroups) => {
+            let cgroup = found.kind.to_string();
+            (cgroups, Enforcement { cgroup, detail: found.finding, ..Enforcement::default() })
+        }
         Err(error) => {
             let why = format!("cannot make cgroups in {}: {error}", found.path.display());
             log::warn!("{why}; the watchdog alone holds hard limits");
@@ -356,7 +377,7 @@ fn cgroups(config: &Config) -> (Cgroups, Enforcement) {
     }
 }
 
-fn become_user(config: &Config, socket: &std::path::Path) -> Result<(), StartError> {
+fn become_user(config: &Config, socket: Option<&listen::SocketFile>) -> Result<(), StartError> {
     let name = &config.daemon.user;
     if name.is_empty() {
         return Ok(());
@@ -366,11 +387,20 @@ fn become_user(config: &Config, socket: &std::path::Path) -> Result<(), StartErr
         .map_err(|error| refused(error.to_string()))?
         .ok_or_else(|| refused("there is no such user; create it with adduser --system".to_string()))?;
     std::fs::create_dir_all(&config.daemon.state_dir).map_err(system("create daemon.state_dir"))?;
-    for path in [config.daemon.state_dir.as_path(), config.daemon.runtime_dir.as_path(), socket] {
-        let owned = std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid));
+    std::fs::create_dir_all(&config.daemon.runtime_dir).map_err(system("create daemon.runtime_dir"))?;
+    let directories = [&config.daemon.state_dir, &config.daemon.runtime_dir];
+    let directories = directories.into_iter().map(|path| (path.as_path(), user.gid));
+    let socket = socket.map(|socket| (socket.path(), socket.group.unwrap_or(user.gid)));
+    for (path, group) in directories.chain(socket) {
+        let owned = std::os::unix::fs::chown(path, Some(user.uid), Some(group));
         owned.map_err(|error| refused(format!("{} cannot be given to it: {error}", path.display())))?;
     }
+    sys::priority::keep_right_to_be_urgent();
     user.assume().map_err(|error| refused(format!("{error}; start the daemon as root")))
+}
+
+fn listed(items: impl IntoIterator<Item = impl ToString>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(" ")
 }
 
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {

@@ -1,15 +1,29 @@
 //! Who may talk: by the socket's file mode, by token, by `Host` and `Origin`.
 
+use std::fmt;
 use std::net::IpAddr;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 
 use super::answer::Problem;
 use super::conn::Peer;
-use super::head::{Head, cut};
+use super::head::{Head, Method, cut};
+
+/// What is in no log, whoever shows the value that holds it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret<T>(pub T);
+
+impl<T> fmt::Debug for Secret<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("(secret)")
+    }
+}
 
 #[derive(Debug)]
 pub struct Access {
-    /// What `Authorization: Bearer` has to say; `None`: nothing.
-    token: Option<Vec<u8>>,
+    /// What `Authorization: Bearer` has to say, or the password of `Basic`; `None`: nothing.
+    token: Option<Secret<Vec<u8>>>,
     /// Beside IP addresses of the loopback range and `localhost`.
     hosts: Vec<String>,
 }
@@ -18,7 +32,7 @@ impl Access {
     pub fn new(token: Option<Vec<u8>>, listen: &str, allowed_hosts: &[String]) -> Access {
         let mut hosts: Vec<String> = allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
         hosts.push(host_of(listen).to_ascii_lowercase());
-        Access { token, hosts }
+        Access { token: token.map(Secret), hosts }
     }
 
     /// A web page must not drive a local daemon: its requests carry a foreign `Origin`, or a name that was rebound.
@@ -39,7 +53,7 @@ impl Access {
             }
         }
         match &self.token {
-            Some(token) if head.path != "/health" => check_token(token, head.authorization.as_deref()),
+            Some(Secret(token)) if head.path != "/health" => check_token(token, head),
             Some(_) | None => Ok(()),
         }
     }
@@ -59,17 +73,34 @@ fn host_of(host: &str) -> &str {
     host.rsplit_once(':').map_or(host, |(name, _)| name)
 }
 
-fn check_token(token: &[u8], authorization: Option<&str>) -> Result<(), Problem> {
-    let given = authorization.and_then(|value| value.strip_prefix("Bearer ")).map_or("", str::trim);
-    if equal_in_constant_time(token, given.as_bytes()) {
+fn check_token(token: &[u8], head: &Head) -> Result<(), Problem> {
+    let authorization = head.authorization.as_ref().map(|Secret(value)| value.as_str());
+    let given = authorization.and_then(|credentials| given_token(credentials, head.method)).unwrap_or_default();
+    if equal_in_constant_time(token, &given) {
         return Ok(());
     }
     let what = if authorization.is_some() { "the token is not the right one" } else { "there is no token" };
-    Err(Problem::new(
-        401,
-        "unauthorized",
-        format!("{what}: send Authorization: Bearer with the text of gateway.token_file"),
-    ))
+    // Why only there: a browser asks its user for a password, and a script that asks for data is no place for that.
+    let challenge = if head.path == "/" { "Basic realm=\"kurultai\", charset=\"UTF-8\"" } else { "Bearer" };
+    let message = format!("{what}: send Authorization: Bearer with the text of gateway.token_file");
+    Err(Problem { challenge: Some(challenge), ..Problem::new(401, "unauthorized", message) })
+}
+
+/// The token of `Bearer TOKEN` (RFC 6750), or the password of `Basic` (RFC 7617), whatever the name. A browser adds the
+/// latter to requests by itself, those of foreign pages too: it is good for reading only.
+fn given_token(credentials: &str, method: Method) -> Option<Vec<u8>> {
+    let (scheme, rest) = credentials.split_once(' ')?;
+    let rest = rest.trim();
+    if scheme.eq_ignore_ascii_case("Bearer") {
+        return Some(rest.as_bytes().to_vec());
+    }
+    let is_reading = matches!(method, Method::Get | Method::Head);
+    if !scheme.eq_ignore_ascii_case("Basic") || !is_reading {
+        return None;
+    }
+    let pair = BASE64_STANDARD.decode(rest).ok()?;
+    let colon = pair.iter().position(|byte| *byte == b':')?;
+    Some(pair[colon + 1..].to_vec())
 }
 
 /// Every byte is looked at, so that the time says nothing about how many were right.
@@ -102,14 +133,29 @@ mod tests {
 
     #[test]
     fn a_token_is_the_whole_token() {
-        for (given, is_right) in [
-            (Some("Bearer secret"), true),
-            (Some("Bearer secre"), false),
-            (Some("Bearer secret2"), false),
-            (Some("Basic secret"), false),
-            (None, false),
+        let basic = |text: &str| format!("Basic {}", BASE64_STANDARD.encode(text));
+        for (given, may_read, may_write) in [
+            ("Bearer secret".to_string(), true, true),
+            ("bearer  secret ".to_string(), true, true),
+            ("Bearer secre".to_string(), false, false),
+            ("Bearer secret2".to_string(), false, false),
+            ("Bearer".to_string(), false, false),
+            ("Basic secret".to_string(), false, false),
+            (basic(":secret"), true, false),
+            (basic("anybody:secret"), true, false),
+            (basic("secret"), false, false),
+            (basic(":secret:"), false, false),
+            (basic("secret:"), false, false),
+            (format!("Digest {}", &basic(":secret")[6..]), false, false),
+            (String::new(), false, false),
         ] {
-            assert_eq!(check_token(b"secret", given).is_ok(), is_right, "{given:?}");
+            for (method, is_right) in
+                [("GET", may_read), ("HEAD", may_read), ("POST", may_write), ("DELETE", may_write)]
+            {
+                let text = format!("{method} /v1/tasks HTTP/1.1\r\nHost: a\r\nAuthorization: {given}\r\n\r\n");
+                let (head, _) = crate::gateway::head::parse(text.as_bytes()).expect("sound").expect("complete");
+                assert_eq!(check_token(b"secret", &head).is_ok(), is_right, "{method} {given:?}");
+            }
         }
     }
 }

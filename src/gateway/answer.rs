@@ -16,11 +16,13 @@ pub struct Problem {
     pub retry_after_s: Option<u64>,
     /// The methods a path has, for 405.
     pub allow: Option<&'static str>,
+    /// How to say who one is, for 401 (RFC 9110, section 11.6.1).
+    pub challenge: Option<&'static str>,
 }
 
 impl Problem {
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), retry_after_s: None, allow: None }
+        Problem { status, code, message: message.into(), retry_after_s: None, allow: None, challenge: None }
     }
 
     /// The request cannot be understood; the connection cannot go on after it.
@@ -36,6 +38,15 @@ impl Problem {
     pub fn busy(message: impl Into<String>) -> Problem {
         Problem { retry_after_s: Some(1), ..Problem::new(503, "overloaded", message) }
     }
+
+    /// Its status and headers with a body that says it in another form than the API's.
+    pub fn with_body(self, content_type: &'static str, body: Vec<u8>) -> Reply {
+        let mut reply = Reply::bytes(self.status, content_type, body);
+        reply.headers.extend(self.retry_after_s.map(|seconds| ("Retry-After", seconds.to_string())));
+        reply.headers.extend(self.allow.map(|methods| ("Allow", methods.to_string())));
+        reply.headers.extend(self.challenge.map(|challenge| ("WWW-Authenticate", challenge.to_string())));
+        reply
+    }
 }
 
 impl From<Problem> for Reply {
@@ -44,10 +55,7 @@ impl From<Problem> for Reply {
         if let Some(seconds) = problem.retry_after_s {
             error["retryAfterS"] = json!(seconds);
         }
-        let mut reply = Reply::json(problem.status, &json!({ "error": error }));
-        reply.headers.extend(problem.retry_after_s.map(|seconds| ("Retry-After", seconds.to_string())));
-        reply.headers.extend(problem.allow.map(|methods| ("Allow", methods.to_string())));
-        reply
+        problem.with_body(JSON, json_line(&json!({ "error": error })))
     }
 }
 
@@ -63,12 +71,17 @@ pub struct Reply {
 #[derive(Debug)]
 pub enum Body {
     Bytes(Vec<u8>),
-    File {
-        file: File,
-        bytes: u64,
-    },
+    File(FilePart),
     /// Lines that come as they happen, chunked.
     Stream,
+}
+
+/// Bytes of a file that go from there to the socket.
+#[derive(Debug)]
+pub struct FilePart {
+    pub file: File,
+    pub offset: u64,
+    pub left: u64,
 }
 
 pub const JSON: &str = "application/json";
@@ -77,9 +90,7 @@ pub const BYTES: &str = "application/octet-stream";
 
 impl Reply {
     pub fn json(status: u16, value: &Value) -> Reply {
-        let mut body = value.to_string().into_bytes();
-        body.push(b'\n');
-        Reply::bytes(status, JSON, body)
+        Reply::bytes(status, JSON, json_line(value))
     }
 
     pub fn bytes(status: u16, content_type: &'static str, body: Vec<u8>) -> Reply {
@@ -92,6 +103,12 @@ impl Reply {
     }
 }
 
+fn json_line(value: &Value) -> Vec<u8> {
+    let mut line = value.to_string().into_bytes();
+    line.push(b'\n');
+    line
+}
+
 /// The head, and the body if it is bytes; a file follows it.
 pub fn wire(reply: &Reply, request_id: &str, keeps_alive: bool, is_http_1_0: bool, is_head: bool) -> Vec<u8> {
     let mut headers = vec![
@@ -100,13 +117,14 @@ pub fn wire(reply: &Reply, request_id: &str, keeps_alive: bool, is_http_1_0: boo
         header("Cache-Control", "no-store"),
         header("X-Content-Type-Options", "nosniff"),
     ];
-    if reply.status != 204 {
+    // Those two have no body whose type could be told.
+    if !matches!(reply.status, 204 | 304) {
         headers.push(header("Content-Type", reply.content_type));
     }
     headers.extend(reply.headers.iter().map(|(name, value)| header(name, value)));
     let (body, length): (&[u8], Option<usize>) = match &reply.body {
         Body::Bytes(bytes) => (bytes, Some(bytes.len())),
-        Body::File { bytes, .. } => (&[], usize::try_from(*bytes).ok()),
+        Body::File(part) => (&[], usize::try_from(part.left).ok()),
         Body::Stream => (&[], None),
     };
     let version = if is_http_1_0 { HTTPVersion(1, 0) } else { HTTPVersion(1, 1) };
@@ -120,6 +138,13 @@ pub fn wire(reply: &Reply, request_id: &str, keeps_alive: bool, is_http_1_0: boo
         let at = bytes.windows(2).position(|pair| pair == b"\r\n").map_or(0, |end| end + 2);
         let line: &[u8] = if keeps_alive { b"Connection: keep-alive\r\n" } else { b"Connection: close\r\n" };
         bytes.splice(at..at, line.iter().copied());
+    }
+    if matches!(reply.status, 204 | 304) {
+        // tiny_http says 0, which is not the length of what a 304 stands for (RFC 9110, section 8.6).
+        let line = b"Content-Length: 0\r\n";
+        if let Some(at) = bytes.windows(line.len()).position(|bytes| bytes == line) {
+            bytes.drain(at..at + line.len());
+        }
     }
     if !is_head {
         bytes.extend_from_slice(body);
@@ -157,6 +182,14 @@ mod tests {
         let text = text(Problem::busy("too much"), false, false);
         assert!(text.contains("Retry-After: 1\r\n") && text.contains("\"retryAfterS\":1"), "{text}");
         assert!(text.contains("Connection: close\r\n"), "{text}");
+    }
+
+    #[test]
+    fn an_answer_without_a_body_has_neither_length_nor_type() {
+        for status in [204, 304] {
+            let text = text(Reply::bytes(status, JSON, Vec::new()), true, false);
+            assert!(!text.contains("\r\nContent-") && text.ends_with("\r\n\r\n"), "{text}");
+        }
     }
 
     #[test]

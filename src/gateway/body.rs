@@ -16,13 +16,13 @@ use crate::sys::socket::wait_readable;
 /// The largest JSON envelope: kurultai-api(7).
 pub const ENVELOPE_MAX: u64 = 256 * 1024;
 
-/// A body that nobody wants is read up to this, so that the connection can go on; beyond, it is closed.
-const UNWANTED_MAX: u64 = 64 * 1024;
+/// A body that nobody wants is skipped up to this, so that the connection can go on; beyond, it ends.
+pub const UNWANTED_MAX: u64 = 64 * 1024;
 
 /// The slowest a body may come after its first `idle_timeout_ms`. Without it, a byte now and then holds a handler for ever.
 const BYTES_PER_SECOND_MIN: u64 = 16 * 1024;
 
-/// How long a handler waits for a body that nobody wants, or when the others all wait for one already.
+/// How long a handler waits for a body when the others all wait for one already.
 const HASTE: Duration = Duration::from_millis(100);
 
 /// How long bodies are waited for, and by how many handlers at once: one always stays for everybody else.
@@ -100,19 +100,9 @@ impl<'a> Body<'a> {
         Ok(Payload::File { bytes })
     }
 
-    /// Reads what nobody asked for; `false`: the connection cannot go on.
-    pub fn discard(mut self) -> bool {
-        if self.has_failed || self.left > UNWANTED_MAX {
-            return false;
-        }
-        self.hurry();
-        let mut buffer = [0_u8; 4096];
-        while self.left > 0 {
-            if self.read(&mut buffer).is_err() {
-                return false;
-            }
-        }
-        true
+    /// What has not been read of it; `None`: the rest does not come.
+    pub fn rest(self) -> Option<u64> {
+        (!self.has_failed).then_some(self.left)
     }
 
     fn hurry(&mut self) {

@@ -1,40 +1,44 @@
-//! The door: one thread that owns both listeners and every socket that is idle, still sending its head, taking a large
-//! answer slowly, or following events. It lets a whole head through to a handler and answers nonsense itself.
+//! The door: one thread that owns the listeners and every socket that is idle, still sending its head, taking a large
+//! answer slowly, following events, or answered and not closed yet. It lets a whole head through to a handler and answers
+//! nonsense itself.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::TcpListener;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, TrySendError};
 
 use super::answer::{self, Problem, Reply};
-use super::conn::{Conn, Peer, Socket};
+use super::conn::{Conn, Peer, Places, SHORT_CONNECTIONS, Socket};
 use super::exchange::RequestIds;
 use super::head::{self, HEAD_MAX, Head};
+use super::lingering::Lingering;
+use super::listeners::{LISTENERS_MAX, Listener, Listeners};
 use super::outgoing::{Following, Progress, Sending};
 use crate::metrics::{HttpMetrics, Route};
 use crate::scheduler::call::{Control, Follow, StreamItem, StreamLine};
 use crate::sys::clock::Clock;
 use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::eventfd::EventFd;
-use crate::sys::reserve::ReserveFd;
 
-const TCP: u64 = 0;
-const UNIX: u64 = 1;
-const BELL: u64 = 2;
-/// The first connection's id; those below are the door's own tokens.
-const FIRST_ID: u64 = 3;
+/// Smaller tokens are those of the listeners.
+const BELL: u64 = LISTENERS_MAX as u64;
+/// The first connection's id.
+const FIRST_ID: u64 = BELL + 1;
 
 /// Connections taken in one turn, so that a flood of them does not starve those that are here.
 const ACCEPT_MAX: usize = 32;
 
-/// How long nothing is accepted after the host ran out of descriptors or memory for sockets.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Connections that were refused for want of a place and whose clients have not closed yet; a further one is closed at
+/// once, and its client may see a reset instead of the answer.
+const REFUSED_MAX: usize = 16;
+
+/// Sockets of clients that can be open at once.
+pub fn sockets_max(max_connections: usize) -> usize {
+    Places::most(max_connections) + REFUSED_MAX
+}
 
 /// Connections that are with a handler or wait come back through a queue, without a wake-up of their own.
 const LOOK_AFTER_RETURNS: Duration = Duration::from_secs(1);
@@ -49,7 +53,13 @@ pub struct Arrival {
 pub enum Return {
     Idle(Conn),
     Sending(Box<Sending>),
-    Follow { conn: Conn, head: Vec<u8>, what: Follow },
+    Follow {
+        conn: Conn,
+        head: Vec<u8>,
+        what: Follow,
+    },
+    /// It was answered before all of its request had come, and is closed as its client allows.
+    Lingering(Conn),
 }
 
 pub struct DoorPorts {
@@ -61,7 +71,7 @@ pub struct DoorPorts {
     pub epoll: Arc<Epoll>,
     pub metrics: Arc<HttpMetrics>,
     pub request_ids: Arc<RequestIds>,
-    pub open: Arc<AtomicUsize>,
+    pub places: Arc<Places>,
     pub stop: Arc<AtomicBool>,
 }
 
@@ -74,13 +84,11 @@ pub struct DoorSettings {
 pub struct Door {
     settings: DoorSettings,
     ports: DoorPorts,
-    tcp: Option<TcpListener>,
-    unix: Option<UnixListener>,
+    listeners: Listeners,
     held: HashMap<u64, Held>,
     next_id: u64,
-    reserve: ReserveFd,
-    /// Nothing is accepted until then.
-    paused_until: Option<Duration>,
+    /// How many of `held` have no place.
+    refused: usize,
     clock: Clock,
 }
 
@@ -95,37 +103,14 @@ enum Held {
         deadline: Duration,
     },
     Following(Box<Following>),
+    Lingering(Lingering),
 }
 
 impl Door {
-    pub fn new(
-        settings: DoorSettings,
-        ports: DoorPorts,
-        tcp: Option<TcpListener>,
-        unix: Option<UnixListener>,
-        clock: Clock,
-    ) -> io::Result<Door> {
-        if let Some(tcp) = &tcp {
-            tcp.set_nonblocking(true)?;
-            ports.epoll.add_for_good(tcp, TCP)?;
-        }
-        if let Some(unix) = &unix {
-            unix.set_nonblocking(true)?;
-            ports.epoll.add_for_good(unix, UNIX)?;
-        }
+    pub fn new(settings: DoorSettings, ports: DoorPorts, listeners: Vec<Listener>, clock: Clock) -> io::Result<Door> {
+        let listeners = Listeners::new(listeners, &ports.epoll)?;
         ports.epoll.add_for_good(&*ports.bell, BELL)?;
-        let reserve = ReserveFd::new()?;
-        Ok(Door {
-            settings,
-            ports,
-            tcp,
-            unix,
-            held: HashMap::new(),
-            next_id: FIRST_ID,
-            reserve,
-            paused_until: None,
-            clock,
-        })
+        Ok(Door { settings, ports, listeners, held: HashMap::new(), next_id: FIRST_ID, refused: 0, clock })
     }
 
     /// Runs until it is told to stop by the flag and the bell.
@@ -149,23 +134,22 @@ impl Door {
 
     fn timeout(&self) -> Option<Duration> {
         let now = self.clock.now();
-        let held = self.held.values().filter_map(|held| match held {
-            Held::Reading { deadline, .. } | Held::Sending { deadline, .. } => Some(*deadline),
-            Held::Following(_) => None,
-        });
-        let is_any_out = self.ports.open.load(Ordering::Acquire) > self.held.len();
+        let is_any_out = self.ports.places.taken() > self.held.len() - self.refused;
         let look = is_any_out.then_some(now + LOOK_AFTER_RETURNS);
-        held.chain(self.paused_until).chain(look).min().map(|deadline| deadline.saturating_sub(now))
+        let held = self.held.values().filter_map(Held::deadline);
+        let next = held.chain(self.listeners.paused_until()).chain(look).min();
+        next.map(|deadline| deadline.saturating_sub(now))
     }
 
     fn event(&mut self, event: Ready) {
         match event.token {
             BELL => {}
-            TCP | UNIX => self.accept(event.token),
+            listener if listener < BELL => self.accept(listener),
             id => match self.held.remove(&id) {
                 Some(Held::Reading { conn, deadline }) => self.read(conn, deadline),
                 Some(Held::Sending { sending, .. }) => self.send(sending),
                 Some(Held::Following(following)) => self.follow_on(following, event.is_hung_up),
+                Some(Held::Lingering(lingering)) => self.linger_on(id, lingering),
                 // It waits with the scheduler, and its client is gone.
                 None if event.is_hung_up => self.tell(Control::Gone { from: id }),
                 None => {}
@@ -175,80 +159,50 @@ impl Door {
 
     fn accept(&mut self, listener: u64) {
         for _ in 0..ACCEPT_MAX {
-            match self.accept_one(listener) {
+            match self.listeners.accept(listener) {
                 Ok(Some((socket, peer))) => self.welcome(socket, peer),
                 Ok(None) => return,
-                Err(error) => match error.raw_os_error() {
-                    // The client went away before it was accepted (accept(2)).
-                    Some(libc::ECONNABORTED | libc::EPROTO | libc::EINTR | libc::EPERM) => {}
-                    _ => return self.pause_accepting(listener, &error),
-                },
+                Err(error) => return self.listeners.pause(listener, &error, self.clock.now(), &self.ports.epoll),
             }
-        }
-    }
-
-    fn accept_one(&self, listener: u64) -> io::Result<Option<(Socket, Peer)>> {
-        let accepted = match (listener, &self.tcp, &self.unix) {
-            (TCP, Some(tcp), _) => tcp.accept().and_then(|(stream, address)| {
-                stream.set_nonblocking(true)?;
-                stream.set_nodelay(true)?;
-                Ok((Socket::Tcp(stream), Peer::Network(address.ip())))
-            }),
-            (UNIX, _, Some(unix)) => unix.accept().and_then(|(stream, _)| {
-                stream.set_nonblocking(true)?;
-                Ok((Socket::Unix(stream), Peer::Local))
-            }),
-            _ => return Ok(None),
-        };
-        match accepted {
-            Ok(accepted) => Ok(Some(accepted)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
         }
     }
 
     fn welcome(&mut self, socket: Socket, peer: Peer) {
-        let conn = Conn::new(self.next_id, socket, peer, &self.ports.open);
+        let id = self.next_id;
         self.next_id += 1;
-        let open = self.ports.open.load(Ordering::Acquire);
-        if open > self.settings.max_connections {
-            let max = self.settings.max_connections;
-            let busy = Problem::busy(format!(
-                "{max} connections are open, and gateway.max_connections = {max}: close some, or raise it"
-            ));
-            return self.refuse(conn, busy);
-        }
+        let Some(place) = self.ports.places.take() else {
+            return self.turn_away(id, socket);
+        };
+        let conn = Conn::new(id, socket, peer, place);
         if let Err(error) = self.ports.epoll.add(&*conn.socket, conn.id, Interest::Readable) {
             log::warn!("cannot watch a new connection: {error}; it is closed");
             return;
         }
-        let deadline = self.clock.now() + self.settings.idle_timeout;
+        let deadline = self.clock.now() + self.idle_timeout(&conn);
         self.held.insert(conn.id, Held::Reading { conn, deadline });
     }
 
-    /// No descriptors, or no memory for sockets: the client is told by a close, and the next look is a little later.
-    fn pause_accepting(&mut self, listener: u64, error: &io::Error) {
-        log::warn!("cannot accept a connection: {error}; trying again in {} ms", ACCEPT_PAUSE.as_millis());
-        self.reserve.give();
-        drop(self.accept_one(listener));
-        self.reserve.take_back();
-        if self.paused_until.is_none() {
-            self.paused_until = Some(self.clock.now() + ACCEPT_PAUSE);
-            self.for_each_listener(|epoll, fd, _| epoll.remove(fd));
+    /// Short connections are for those who have something to say.
+    fn idle_timeout(&self, conn: &Conn) -> Duration {
+        if conn.is_short() {
+            self.settings.idle_timeout.min(self.settings.head_timeout)
+        } else {
+            self.settings.idle_timeout
         }
     }
 
-    fn resume_accepting(&mut self) {
-        self.paused_until = None;
-        self.for_each_listener(|epoll, fd, token| epoll.add_for_good(fd, token));
-    }
-
-    fn for_each_listener(&self, act: impl Fn(&Epoll, std::os::fd::BorrowedFd<'_>, u64) -> io::Result<()>) {
-        let listeners = [(self.tcp.as_ref().map(AsFd::as_fd), TCP), (self.unix.as_ref().map(AsFd::as_fd), UNIX)];
-        for (fd, token) in listeners.into_iter().filter_map(|(fd, token)| fd.map(|fd| (fd, token))) {
-            if let Err(error) = act(&self.ports.epoll, fd, token) {
-                log::error!("cannot change the watch on a listener: {error}");
-            }
+    fn turn_away(&mut self, id: u64, socket: Socket) {
+        let max = self.settings.max_connections;
+        let busy = Problem::busy(format!(
+            "{max} connections are open, and {SHORT_CONNECTIONS} for short requests; gateway.max_connections = {max}: \
+             close some, or raise it"
+        ));
+        let bytes = self.refusal(busy);
+        let _ = socket.write(&bytes);
+        let lingering = Lingering::refused(Arc::new(socket), self.clock.now());
+        if self.refused < REFUSED_MAX && self.ports.epoll.add(&*lingering.socket, id, Interest::Readable).is_ok() {
+            self.refused += 1;
+            self.held.insert(id, Held::Lingering(lingering));
         }
     }
 
@@ -256,7 +210,7 @@ impl Door {
         while let Ok(back) = self.ports.returns_rx.try_recv() {
             match back {
                 Return::Idle(conn) => {
-                    let deadline = self.clock.now() + self.settings.idle_timeout;
+                    let deadline = self.clock.now() + self.idle_timeout(&conn);
                     if conn.unread.is_empty() {
                         self.held.insert(conn.id, Held::Reading { conn, deadline });
                     } else {
@@ -265,13 +219,17 @@ impl Door {
                     }
                 }
                 Return::Sending(sending) => {
-                    let deadline = self.clock.now() + self.settings.idle_timeout;
+                    let deadline = self.clock.now() + self.idle_timeout(&sending.conn);
                     self.held.insert(sending.conn.id, Held::Sending { sending, deadline });
                 }
+                Return::Lingering(conn) => {
+                    let id = conn.id;
+                    self.held.insert(id, Held::Lingering(Lingering::new(conn, self.clock.now())));
+                }
                 Return::Follow { conn, head, what } => {
-                    let from = conn.id;
+                    // Told first: a client that is gone already must not be followed after it has been told to be.
+                    self.tell(Control::Follow { from: conn.id, what });
                     self.follow_on(Box::new(Following::new(conn, head)), false);
-                    self.tell(Control::Follow { from, what });
                 }
             }
         }
@@ -299,7 +257,7 @@ impl Door {
             match conn.socket.read(&mut buffer[..room]) {
                 Ok(0) => return,
                 Ok(count) => {
-                    conn.unread.extend_from_slice(&buffer[..count]);
+                    conn.take_in(&buffer[..count]);
                     if count < room {
                         break;
                     }
@@ -341,14 +299,19 @@ impl Door {
     fn send(&mut self, mut sending: Box<Sending>) {
         match sending.push() {
             Progress::Done if sending.keeps_alive => {
-                let deadline = self.clock.now() + self.settings.head_timeout;
-                self.admit(sending.conn, deadline);
+                let is_idle = sending.conn.unread.is_empty();
+                let wait = if is_idle { self.idle_timeout(&sending.conn) } else { self.settings.head_timeout };
+                self.admit(sending.conn, self.clock.now() + wait);
+            }
+            Progress::Done if sending.conn.is_cut_short => {
+                let id = sending.conn.id;
+                self.linger_on(id, Lingering::new(sending.conn, self.clock.now()));
             }
             Progress::Done | Progress::Broken => {}
             Progress::More => {
                 let armed = self.ports.epoll.arm(&*sending.conn.socket, sending.conn.id, Interest::Writable);
                 if armed.is_ok() {
-                    let deadline = self.clock.now() + self.settings.idle_timeout;
+                    let deadline = self.clock.now() + self.idle_timeout(&sending.conn);
                     self.held.insert(sending.conn.id, Held::Sending { sending, deadline });
                 }
             }
@@ -372,37 +335,65 @@ impl Door {
         }
     }
 
+    fn linger_on(&mut self, id: u64, mut lingering: Lingering) {
+        let goes_on = lingering.goes_on(self.clock.now())
+            && self.ports.epoll.arm(&*lingering.socket, id, Interest::Readable).is_ok();
+        if goes_on {
+            self.held.insert(id, Held::Lingering(lingering));
+        } else {
+            self.forget(&lingering);
+        }
+    }
+
+    fn forget(&mut self, lingering: &Lingering) {
+        self.refused -= usize::from(!lingering.has_place());
+    }
+
     fn pass_deadlines(&mut self) {
         let now = self.clock.now();
-        if self.paused_until.is_some_and(|until| until <= now) {
-            self.resume_accepting();
-        }
-        let is_due = |held: &Held| match held {
-            Held::Reading { deadline, .. } | Held::Sending { deadline, .. } => *deadline <= now,
-            Held::Following(_) => false,
-        };
+        self.listeners.resume_if_due(now, &self.ports.epoll);
+        let is_due = |held: &Held| held.deadline().is_some_and(|deadline| deadline <= now);
         let due: Vec<u64> = self.held.iter().filter(|(_, held)| is_due(held)).map(|(id, _)| *id).collect();
         for id in due {
-            if let Some(Held::Reading { conn, .. }) = self.held.remove(&id)
-                && !conn.unread.is_empty()
-            {
-                let millis = self.settings.head_timeout.as_millis();
-                let message = format!("the request head did not come within gateway.head_timeout_ms = {millis}");
-                self.refuse(conn, Problem::new(408, "invalid_request", message));
+            match self.held.remove(&id) {
+                Some(Held::Reading { conn, .. }) if !conn.unread.is_empty() => {
+                    let millis = self.settings.head_timeout.as_millis();
+                    let message = format!("the request head did not come within gateway.head_timeout_ms = {millis}");
+                    self.refuse(conn, Problem::new(408, "invalid_request", message));
+                }
+                Some(Held::Lingering(lingering)) => self.forget(&lingering),
+                Some(Held::Reading { .. } | Held::Sending { .. } | Held::Following(_)) | None => {}
             }
         }
     }
 
     /// Answers without a handler, and closes.
-    fn refuse(&self, conn: Conn, problem: Problem) {
+    fn refuse(&mut self, conn: Conn, problem: Problem) {
+        let bytes = self.refusal(problem);
+        // One that does not take it at once does not get it.
+        let _ = conn.socket.write(&bytes);
+        let id = conn.id;
+        self.linger_on(id, Lingering::new(conn, self.clock.now()));
+    }
+
+    fn refusal(&self, problem: Problem) -> Vec<u8> {
         self.ports.metrics.note(Route::Other, problem.status, Duration::ZERO);
-        let bytes = answer::wire(&Reply::from(problem), &self.ports.request_ids.take(), false, false, false);
-        super::outgoing::say_and_close(conn, &bytes);
+        answer::wire(&Reply::from(problem), &self.ports.request_ids.take(), false, false, false)
     }
 
     fn tell(&self, control: Control) {
         if let Err(TrySendError::Full(control)) = self.ports.control_tx.try_send(control) {
             log::warn!("the scheduler is behind; {control:?} is dropped");
+        }
+    }
+}
+
+impl Held {
+    fn deadline(&self) -> Option<Duration> {
+        match self {
+            Held::Reading { deadline, .. } | Held::Sending { deadline, .. } => Some(*deadline),
+            Held::Following(_) => None,
+            Held::Lingering(lingering) => Some(lingering.deadline),
         }
     }
 }

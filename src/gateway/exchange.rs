@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use crossbeam::channel::Sender;
 
+use super::body::UNWANTED_MAX;
 use super::conn::Conn;
+use super::range::Conditions;
 use super::routes::Part;
+use super::upload::Upload;
 use crate::metrics::Route;
 use crate::scheduler::call::Follow;
 use crate::sys::clock::wall_ms;
@@ -28,16 +31,47 @@ pub struct Exchange {
     pub is_body_read: bool,
 }
 
+impl Exchange {
+    /// Nobody wants the body, none of which has been read.
+    pub fn decline_body(&mut self, length: u64, wants_leave: bool) {
+        self.is_body_read = true;
+        if length > 0 && wants_leave {
+            // A client that waits for 100 Continue has not sent it, and may or may not.
+            self.cut_short();
+        } else {
+            self.skip(length);
+        }
+    }
+
+    /// So much of the body is left that nobody wants: the door gets it out of the way if it is little.
+    pub fn skip(&mut self, rest: u64) {
+        if rest > UNWANTED_MAX || (rest > 0 && !self.keeps_alive) {
+            self.cut_short();
+        } else {
+            self.conn.skip(rest);
+        }
+    }
+
+    /// The answer comes before the whole of the request: the connection ends with it.
+    pub fn cut_short(&mut self) {
+        self.keeps_alive = false;
+        self.conn.is_cut_short = true;
+    }
+}
+
 /// What the answer is to be made into.
 #[derive(Debug)]
 pub enum Plan {
     TaskObject,
     /// The result itself, for a raw submission with `wait`.
     ResultItself,
-    Result,
+    Result(Conditions),
+    /// Whether the body of a submission is worth reading.
+    Upload(Box<Upload>),
     Status(Part),
     Health,
     Metrics,
+    Page,
     Follow(Follow),
     /// The outcome of a guarded call: there is nothing to say but that it was taken.
     Report,

@@ -11,19 +11,21 @@ use crossbeam::channel::{Receiver, Sender, TrySendError, select_biased};
 
 use super::access::Access;
 use super::answer::{self, Body as AnswerBody, NDJSON, Problem, Reply};
-use super::body::{Body, ENVELOPE_MAX, Patience};
-use super::conn::Conn;
+use super::body::{Body, Patience};
+use super::conn::{Conn, Places, SHORT_CONNECTIONS};
 use super::door::{Arrival, Return};
 use super::exchange::{Command, CommandPort, Exchange, Plan, RequestIds};
 use super::head::{self, Head, Method};
 use super::outgoing::{Progress, Sending};
+use super::page;
+use super::query;
 use super::rate::SubmitRate;
 use super::render::{self, Rendered};
 use super::routes::{self, BreakerCall, Target};
-use super::{query, submit};
+use super::upload::{SMALL_BODY_MAX, Upload};
 use crate::core::event::BreakerRequest;
-use crate::metrics::HttpMetrics;
-use crate::scheduler::call::{Answer, Call, Draft, Follow, Reply as SchedulerReply, Request};
+use crate::metrics::{HttpMetrics, Route};
+use crate::scheduler::call::{Answer, Call, Follow, Reply as SchedulerReply, Request};
 use crate::spool::{Files, TaskIds};
 use crate::sys::clock::Clock;
 use crate::sys::epoll::{Epoll, Interest};
@@ -37,7 +39,7 @@ pub struct Shared {
     pub ids: TaskIds,
     pub clock: Clock,
     pub metrics: Arc<HttpMetrics>,
-    pub open: Arc<std::sync::atomic::AtomicUsize>,
+    pub places: Arc<Places>,
     pub epoll: Arc<Epoll>,
     pub bell: Arc<EventFd>,
     pub patience: Patience,
@@ -58,7 +60,7 @@ pub struct HandlerPorts {
 }
 
 pub struct Handler {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     ports: HandlerPorts,
     /// A connection just answered, whose next request may be on its way.
     lingering: Cell<Option<Conn>>,
@@ -67,6 +69,9 @@ pub struct Handler {
 /// How long a handler that has nothing else to do waits for a client's next request itself. A client that works through
 /// a list sends it at once, and the way through the door would cost it a wake-up more. One handler at most.
 const LINGER: Duration = Duration::from_millis(1);
+
+/// Looks at what a client has sent after the last request it gets an answer to.
+const PIPELINED_MAX: usize = 32;
 
 impl Handler {
     pub fn new(shared: Arc<Shared>, ports: HandlerPorts) -> Handler {
@@ -116,45 +121,52 @@ impl Handler {
 
     fn may_linger(&self, conn: &Conn) -> bool {
         conn.unread.is_empty()
+            && conn.unwanted == 0
             && self.ports.replies_rx.is_empty()
             && self.ports.arrivals_rx.is_empty()
             && !self.shared.is_lingering.swap(true, Ordering::AcqRel)
     }
 
     fn arrived(&self, arrival: Arrival) {
-        let Arrival { conn, head } = arrival;
+        let Arrival { conn, mut head } = arrival;
         let request_id = head.request_id.clone().unwrap_or_else(|| self.shared.request_ids.take());
         let (route, target) = routes::route(&head);
+        let is_short = conn.is_short();
         let mut exchange = Exchange {
             conn,
             plan: Plan::Plain,
             route,
             is_head: head.method == Method::Head,
             is_http_1_0: head.is_http_1_0,
-            keeps_alive: head.keeps_alive,
+            keeps_alive: head.keeps_alive && !is_short,
             request_id,
             started: self.shared.clock.now(),
             is_body_read: false,
         };
         let target = self.shared.access.check(exchange.conn.peer, &head).and(target);
-        let outcome = target.and_then(|target| self.ask(&mut exchange, &head, target));
+        let target = target.and_then(|target| if is_short { short(target, &head) } else { Ok(target) });
+        let outcome = target.and_then(|target| self.ask(&mut exchange, &mut head, target));
         match outcome {
             Ok(Asked::Scheduler(request)) => self.call(exchange, request),
             Ok(Asked::Main) => self.command(Command::Reload(Box::new(exchange))),
             Ok(Asked::Nobody(reply)) => self.finish(exchange, reply),
             Err(problem) => {
-                if !exchange.is_body_read {
-                    exchange.keeps_alive &= self.skip_body(&mut exchange.conn, &head);
+                // Without a length, nobody here can tell where this request ends.
+                if head.is_chunked || problem.status == 411 {
+                    exchange.cut_short();
+                } else if !exchange.is_body_read {
+                    exchange.decline_body(head.content_length.unwrap_or(0), head.wants_leave());
                 }
-                self.finish(exchange, problem.into());
+                let is_for_a_reader = exchange.route == Route::Page && head.accepts_html;
+                let reply = if is_for_a_reader { page::problem(problem) } else { problem.into() };
+                self.finish(exchange, reply);
             }
         }
     }
 
     /// Reads the body and finds whom to ask what.
-    fn ask(&self, exchange: &mut Exchange, head: &Head, target: Target) -> Result<Asked, Problem> {
+    fn ask(&self, exchange: &mut Exchange, head: &mut Head, target: Target) -> Result<Asked, Problem> {
         if head.is_chunked {
-            exchange.keeps_alive = false;
             return Err(Problem::new(
                 411,
                 "length_required",
@@ -165,14 +177,30 @@ impl Handler {
             self.shared.rate.take(exchange.conn.peer, exchange.started)?;
         }
         let (request, plan) = match target {
-            Target::SubmitEnvelope { wait } => (self.submit_envelope(exchange, head, wait)?, Plan::TaskObject),
-            Target::SubmitRaw { agent, query } => self.submit_raw(exchange, head, agent, *query)?,
+            Target::SubmitEnvelope { wait } => {
+                let length = self.body_length(head)?;
+                let upload = Upload::envelope(head, length, self.shared.ids.take(), wait)?;
+                return self.submit(exchange, upload);
+            }
+            Target::SubmitRaw { agent, query } => {
+                let (length, task, request_id) =
+                    (self.body_length(head)?, self.shared.ids.take(), exchange.request_id.clone());
+                let upload = Upload::raw(head, length, task, (agent, *query), request_id)?;
+                return self.submit(exchange, upload);
+            }
             other => {
                 let permit = self.small_body(exchange, head, &other)?;
                 match other {
                     Target::List(filter) => (Request::Tasks(filter), Plan::Plain),
                     Target::Show(task) => (Request::Task { task }, Plan::TaskObject),
-                    Target::Result(task) => (Request::Task { task }, Plan::Result),
+                    Target::Result(task) => {
+                        let mut conditions = std::mem::take(&mut head.conditions);
+                        if exchange.is_head {
+                            // Ranges are defined for GET alone (RFC 9110, section 14.2).
+                            conditions.range = None;
+                        }
+                        (Request::Task { task }, Plan::Result(conditions))
+                    }
                     Target::Why(task) => (Request::Why { task }, Plan::Plain),
                     Target::Cancel(task) => (Request::Cancel { task }, Plan::Plain),
                     Target::Decisions { limit } => (Request::Decisions { limit }, Plan::Plain),
@@ -180,6 +208,7 @@ impl Handler {
                     Target::Health { live: true } => (Request::Ping, Plan::Health),
                     Target::Health { live: false } => (Request::Status, Plan::Health),
                     Target::Metrics => (Request::Scrape, Plan::Metrics),
+                    Target::Page => (Request::Overview { decisions: page::DECISIONS }, Plan::Page),
                     Target::Breaker { name, request } => {
                         let plan = match request {
                             BreakerCall::Plain(_) => Plan::Plain,
@@ -211,78 +240,13 @@ impl Handler {
         Ok(Asked::Scheduler(request))
     }
 
-    fn submit_envelope(
-        &self,
-        exchange: &mut Exchange,
-        head: &Head,
-        wait: Option<Duration>,
-    ) -> Result<Request, Problem> {
-        submit::check_envelope_type(head)?;
-        let length = self.body_length(head)?;
-        if length > ENVELOPE_MAX {
-            return Err(Problem::new(
-                413,
-                "payload_too_large",
-                format!(
-                    "an envelope of {length} bytes is over {ENVELOPE_MAX}: send a large payload raw to /v1/agents/NAME/tasks"
-                ),
-            ));
-        }
-        self.go_on(exchange, head);
-        let body = Body::new(&mut exchange.conn, length, &self.shared.patience).read_all();
-        exchange.is_body_read = true;
-        let body = body.inspect_err(|_| exchange.keeps_alive = false)?;
-        let task = self.shared.ids.take();
-        let draft = submit::envelope(head, &body, task, &self.shared.files, exchange.request_id.clone())?;
-        Ok(Request::Submit { task, draft: Box::new(draft), wait })
-    }
-
-    fn submit_raw(
-        &self,
-        exchange: &mut Exchange,
-        head: &Head,
-        agent: Arc<str>,
-        query: query::Query,
-    ) -> Result<(Request, Plan), Problem> {
-        let (draft, wait) = submit::raw(head, agent, query, exchange.request_id.clone())?;
-        let length = self.body_length(head)?;
-        self.go_on(exchange, head);
-        let task = self.shared.ids.take();
-        let mut body = Body::new(&mut exchange.conn, length, &self.shared.patience);
-        let payload = submit::raw_payload(draft.payload_kind, &mut body, task, &self.shared.files);
-        exchange.is_body_read = true;
-        let payload = match payload {
-            Ok(payload) => payload,
-            Err(problem) => {
-                exchange.keeps_alive &= body.discard();
-                return Err(problem);
+    fn submit(&self, exchange: &mut Exchange, upload: Upload) -> Result<Asked, Problem> {
+        match upload.probe() {
+            Some(probe) => {
+                exchange.plan = Plan::Upload(Box::new(upload));
+                Ok(Asked::Scheduler(probe))
             }
-        };
-        let draft = Draft { payload, ..draft };
-        let plan = if wait.is_some() { Plan::ResultItself } else { Plan::TaskObject };
-        Ok((Request::Submit { task, draft: Box::new(draft), wait }, plan))
-    }
-
-    fn body_length(&self, head: &Head) -> Result<u64, Problem> {
-        let length = head.content_length.ok_or_else(|| {
-            Problem::new(411, "length_required", "the request has no Content-Length: send the length of the body")
-        })?;
-        let max = self.shared.max_body.load(Ordering::Relaxed);
-        if length > max {
-            return Err(Problem::new(
-                413,
-                "payload_too_large",
-                format!("a body of {length} bytes is over gateway.max_body_mb = {}: send less, or raise it", max >> 20),
-            ));
-        }
-        Ok(length)
-    }
-
-    /// The client waits for leave to send its body.
-    fn go_on(&self, exchange: &Exchange, head: &Head) {
-        if head.expects_continue && head.content_length.is_some_and(|length| length > 0) {
-            // A client that does not get it sends its body after a while all the same (RFC 9110, section 10.1.1).
-            let _ = exchange.conn.socket.write(b"HTTP/1.1 100 Continue\r\n\r\n");
+            None => self.receive(exchange, upload).map(Asked::Scheduler),
         }
     }
 
@@ -294,30 +258,19 @@ impl Handler {
         }
         let wants_permit =
             matches!(target, Target::Breaker { request: BreakerCall::Success(None) | BreakerCall::Failure(None), .. });
-        if wants_permit && length <= 1024 {
-            self.go_on(exchange, head);
-            let body = Body::new(&mut exchange.conn, length, &self.shared.patience).read_all();
-            exchange.is_body_read = true;
-            return body.inspect_err(|_| exchange.keeps_alive = false);
+        if !wants_permit || length > 1024 {
+            exchange.decline_body(length, head.wants_leave());
+            return Ok(Vec::new());
         }
+        if head.wants_leave() {
+            let _ = exchange.conn.socket.write(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        let body = Body::new(&mut exchange.conn, length, &self.shared.patience).read_all();
         exchange.is_body_read = true;
-        exchange.keeps_alive &= self.skip_body(&mut exchange.conn, head);
-        Ok(Vec::new())
+        body.inspect_err(|_| exchange.cut_short())
     }
 
-    /// Whether the connection can go on: the body that nobody wants is read if it is short.
-    fn skip_body(&self, conn: &mut Conn, head: &Head) -> bool {
-        // A client that waits for 100 Continue has not sent it, and may or may not.
-        if head.is_chunked || head.expects_continue {
-            return false;
-        }
-        match head.content_length {
-            None | Some(0) => true,
-            Some(length) => Body::new(conn, length, &self.shared.patience).discard(),
-        }
-    }
-
-    fn call(&self, exchange: Exchange, request: Request) {
+    pub(super) fn call(&self, exchange: Exchange, request: Request) {
         let from = exchange.conn.id;
         let socket = exchange.conn.socket.clone();
         let waits = matches!(&request, Request::Submit { wait: Some(wait), .. } if !wait.is_zero());
@@ -331,7 +284,11 @@ impl Handler {
                 if let Request::Submit { task, .. } = call.request {
                     self.shared.files.remove_inputs(task);
                 }
-                self.finish(*call.waiter, Problem::busy("the scheduler is busy: try again").into());
+                let mut exchange = call.waiter;
+                if let Plan::Upload(upload) = std::mem::replace(&mut exchange.plan, Plan::Plain) {
+                    Handler::decline(&mut exchange, &upload);
+                }
+                self.finish(*exchange, Problem::busy("the scheduler is busy: try again").into());
             }
             // The daemon is ending, and so is this connection.
             Err(TrySendError::Disconnected(_)) => {}
@@ -351,10 +308,16 @@ impl Handler {
 
     fn answered(&self, reply: SchedulerReply<Box<Exchange>>) {
         let SchedulerReply { waiter: mut exchange, answer } = reply;
-        let plan = std::mem::replace(&mut exchange.plan, Plan::Plain);
+        let plan = match (std::mem::replace(&mut exchange.plan, Plan::Plain), &answer) {
+            (Plan::Upload(upload), Answer::Admissible) => return self.upload(*exchange, *upload),
+            (Plan::Upload(upload), _) => {
+                Handler::decline(&mut exchange, &upload);
+                Plan::Plain
+            }
+            (plan, _) => plan,
+        };
         if let (Plan::Metrics, Answer::Scrape(parts)) = (&plan, &answer) {
-            let open = self.shared.open.load(Ordering::Relaxed);
-            let page = render::metrics(parts, &self.shared.metrics, open);
+            let page = render::metrics(parts, &self.shared.metrics, self.shared.places.taken());
             return self.finish(*exchange, page);
         }
         match render::render(plan, answer, &self.shared.files) {
@@ -373,19 +336,20 @@ impl Handler {
     }
 
     /// Writes the answer, and gives the connection back to the door.
-    fn finish(&self, exchange: Exchange, reply: Reply) {
+    pub(super) fn finish(&self, exchange: Exchange, reply: Reply) {
         self.note(&exchange, reply.status);
         let Exchange { mut conn, keeps_alive, is_head, is_http_1_0, request_id, .. } = exchange;
         let bytes = answer::wire(&reply, &request_id, keeps_alive, is_http_1_0, is_head);
         let file = match reply.body {
-            AnswerBody::File { file, bytes } if !is_head => Some((file, bytes)),
-            AnswerBody::File { .. } | AnswerBody::Bytes(_) | AnswerBody::Stream => None,
+            AnswerBody::File(part) if !is_head => Some(part),
+            AnswerBody::File(_) | AnswerBody::Bytes(_) | AnswerBody::Stream => None,
         };
         conn.answered += 1;
         let mut sending = Box::new(Sending::new(conn, bytes, file, keeps_alive));
         let (back, interest) = match sending.push() {
             Progress::Broken => return,
-            Progress::Done if !keeps_alive => return super::outgoing::say_and_close(sending.conn, b""),
+            Progress::Done if sending.conn.is_cut_short => (Return::Lingering(sending.conn), Interest::Readable),
+            Progress::Done if !keeps_alive => return close(&sending.conn),
             Progress::Done if self.may_linger(&sending.conn) => return self.lingering.set(Some(sending.conn)),
             Progress::Done => (Return::Idle(sending.conn), Interest::Readable),
             Progress::More => (Return::Sending(sending), Interest::Writable),
@@ -396,6 +360,7 @@ impl Handler {
     fn give_back(&self, back: Return, interest: Interest) {
         let (socket, id, has_unread) = match &back {
             Return::Idle(conn) | Return::Follow { conn, .. } => (conn.socket.clone(), conn.id, !conn.unread.is_empty()),
+            Return::Lingering(conn) => (conn.socket.clone(), conn.id, false),
             Return::Sending(sending) => (sending.conn.socket.clone(), sending.conn.id, false),
         };
         // INVARIANT: sent before it is armed, so that the door has it when it is woken. The clone keeps the descriptor
@@ -426,6 +391,46 @@ enum Asked {
     Scheduler(Request),
     Main,
     Nobody(Reply),
+}
+
+/// What a connection beyond the lasting ones is for: nothing that may take long, nor carries much.
+fn short(target: Target, head: &Head) -> Result<Target, Problem> {
+    let lasts = match &target {
+        Target::SubmitEnvelope { wait } => wait.is_some(),
+        Target::SubmitRaw { query, .. } => query.has("wait"),
+        Target::Follow(_) | Target::Result(_) => true,
+        Target::List(_)
+        | Target::Show(_)
+        | Target::Why(_)
+        | Target::Cancel(_)
+        | Target::Decisions { .. }
+        | Target::Status(_)
+        | Target::Breaker { .. }
+        | Target::Reload
+        | Target::Drain
+        | Target::Health { .. }
+        | Target::Page
+        | Target::Metrics => false,
+    };
+    if lasts || head.content_length.is_some_and(|length| length > SMALL_BODY_MAX) {
+        return Err(Problem::busy(format!(
+            "gateway.max_connections are open, and the {SHORT_CONNECTIONS} beyond are for short requests, not for results, \
+             events, ?wait or large bodies: close some, or raise it"
+        )));
+    }
+    Ok(target)
+}
+
+/// All of the request has been read; what came after it is not answered.
+fn close(conn: &Conn) {
+    conn.socket.stop_writing();
+    let mut buffer = [0_u8; 2048];
+    // Why: closed with these bytes unread, the connection would be reset, and the answer perhaps lost.
+    for _ in 0..PIPELINED_MAX {
+        if !matches!(conn.socket.read(&mut buffer), Ok(count) if count > 0) {
+            break;
+        }
+    }
 }
 
 fn breaker_request(call: BreakerCall, body: Vec<u8>) -> Result<BreakerRequest, Problem> {

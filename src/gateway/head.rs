@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::access::Secret;
 use super::answer::Problem;
+use super::range::Conditions;
 
 /// The longest head: kurultai-api(7).
 pub const HEAD_MAX: usize = 8 * 1024;
@@ -34,11 +36,21 @@ pub struct Head {
     pub is_chunked: bool,
     pub expects_continue: bool,
     pub content_type: Option<String>,
-    pub authorization: Option<String>,
+    pub authorization: Option<Secret<String>>,
     pub host: Option<String>,
     pub origin: Option<String>,
+    /// It comes from a browser that shows a page, rather than from a program.
+    pub accepts_html: bool,
     pub request_id: Option<Arc<str>>,
     pub idempotency_key: Option<Arc<str>>,
+    pub conditions: Conditions,
+}
+
+impl Head {
+    /// The client waits for 100 Continue before it sends a body.
+    pub fn wants_leave(&self) -> bool {
+        self.expects_continue && self.content_length.is_some_and(|length| length > 0)
+    }
 }
 
 /// The head at the start of `bytes` and its length, or `None` if it is not complete.
@@ -53,6 +65,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Problem> {
         ),
         error => Problem::malformed(format!("the request head is malformed: {error}")),
     })?;
+    refuse_bare_line_feeds(bytes, &status)?;
     let httparse::Status::Complete(length) = status else {
         return if bytes.len() >= HEAD_MAX { Err(too_large()) } else { Ok(None) };
     };
@@ -60,6 +73,20 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Problem> {
         return Err(too_large());
     }
     interpret(&request).map(|head| Some((head, length)))
+}
+
+/// A server may take a line feed alone for the end of a line (RFC 9112, section 2.2), and one before it may not: the two
+/// would not see the same requests.
+fn refuse_bare_line_feeds(bytes: &[u8], status: &httparse::Status<usize>) -> Result<(), Problem> {
+    let head = match status {
+        httparse::Status::Complete(length) => &bytes[..*length],
+        httparse::Status::Partial => bytes,
+    };
+    let is_bare = |at: usize| head[at] == b'\n' && (at == 0 || head[at - 1] != b'\r');
+    if (0..head.len()).any(is_bare) {
+        return Err(Problem::malformed("a line of the head ends with a line feed alone: end lines with CR LF"));
+    }
+    Ok(())
 }
 
 fn too_large() -> Problem {
@@ -82,8 +109,10 @@ fn interpret(request: &httparse::Request<'_, '_>) -> Result<Head, Problem> {
         authorization: None,
         host: None,
         origin: None,
+        accepts_html: false,
         request_id: None,
         idempotency_key: None,
+        conditions: Conditions::default(),
     };
     for header in request.headers.iter() {
         take_header(&mut head, header.name, header.value)?;
@@ -149,20 +178,34 @@ fn take_header(head: &mut Head, name: &str, value: &[u8]) -> Result<(), Problem>
             }
         }
     } else if is("expect") {
-        if !value.trim_ascii().eq_ignore_ascii_case(b"100-continue") {
-            return Err(Problem::malformed("the only expectation that can be met is 100-continue"));
+        // An old client cannot mean it (RFC 9110, section 10.1.1).
+        if !head.is_http_1_0 {
+            if !value.trim_ascii().eq_ignore_ascii_case(b"100-continue") {
+                let value = cut(&String::from_utf8_lossy(value)).to_string();
+                let message = format!("Expect {value:?} cannot be met: 100-continue is the only one that can");
+                return Err(Problem::new(417, "expectation_failed", message));
+            }
+            head.expects_continue = true;
         }
-        head.expects_continue = !head.is_http_1_0;
     } else if is("content-type") {
         head.content_type = Some(text(name, value)?);
     } else if is("authorization") {
-        head.authorization = Some(text(name, value)?);
+        head.authorization = Some(Secret(text(name, value)?));
     } else if is("origin") {
         head.origin = Some(text(name, value)?);
+    } else if is("accept") {
+        head.accepts_html |= value.windows(9).any(|part| part.eq_ignore_ascii_case(b"text/html"));
     } else if is("x-request-id") {
         head.request_id = sane_request_id(value);
     } else if is("idempotency-key") {
         head.idempotency_key = Some(idempotency_key(&text(name, value)?)?);
+    } else if is("range") {
+        // Given twice, it is as good as several ranges, which are left alone.
+        head.conditions.range = if head.conditions.range.is_some() { None } else { Some(text(name, value)?) };
+    } else if is("if-range") {
+        head.conditions.if_range = Some(text(name, value)?);
+    } else if is("if-none-match") {
+        head.conditions.if_none_match = Some(text(name, value)?);
     }
     Ok(())
 }
@@ -247,13 +290,16 @@ mod tests {
             ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", "twice"),
             ("Content-Length : 5", "space before the colon"),
             ("X: a\r\n b", "folded"),
+            ("X: a\nContent-Length: 5", "a line feed alone"),
             ("Host: b", "two hosts"),
-            ("Expect: tea", "unknown expectation"),
         ] {
             let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
             assert_eq!(head(&text).err(), Some(400), "{why}");
         }
         assert_eq!(head("GET / HTTP/1.1\r\n\r\n").err(), Some(400), "no host");
+        assert_eq!(head("GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n").err(), Some(417));
+        let (old, _) = head("GET / HTTP/1.0\r\nExpect: tea\r\n\r\n").expect("not meant").expect("complete");
+        assert!(!old.expects_continue);
         assert_eq!(head("GET x HTTP/1.1\r\nHost: a\r\n\r\n").err(), Some(400), "no path");
     }
 
@@ -271,5 +317,12 @@ mod tests {
         let text = "GET http://host:1/v1/queue?x HTTP/1.1\r\nHost: a\r\nX-Request-Id: a\"b\r\n\r\n";
         let (parsed, _) = head(text).expect("sound").expect("complete");
         assert_eq!((&*parsed.path, &*parsed.query, parsed.request_id), ("/v1/queue", "x", None));
+    }
+
+    #[test]
+    fn a_token_is_not_shown_with_the_head_that_holds_it() {
+        let text = "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer hush\r\n\r\n";
+        let (parsed, _) = head(text).expect("sound").expect("complete");
+        assert!(parsed.authorization.is_some() && !format!("{parsed:?}").contains("hush"));
     }
 }

@@ -6,14 +6,15 @@ use serde_json::{Map, Value, json};
 
 use crate::core::admission::DRAIN_RETRY;
 use crate::core::breaker::{BreakerState, BreakerView};
-use crate::core::governor::Level;
+use crate::core::governor::{DaemonMemory, Level};
 use crate::core::ids::IncidentId;
 use crate::core::ledger::TaskView;
-use crate::core::notice::{Field, Notice};
+use crate::core::notice::{Field, Notice, Severity};
 use crate::core::settings::{AgentMode, Mode, Runtime};
 use crate::core::task::{Failure, Outcome, Priority, ResultPlace, TaskState};
-use crate::core::view::{AgentView, MemoryView, QueueView, ScheduleView, Snapshot, WorkersView};
-use crate::scheduler::call::{Decision, Enforcement, Status, StreamItem, StreamLine};
+use crate::core::view::{AgentView, QueueView, ScheduleView, Snapshot, WorkersView};
+use crate::scheduler::call::{Decision, Status, StreamItem, StreamLine, Why};
+use crate::scheduler::history::SLOT;
 
 /// A result nested deeper than this is not shown in the task object: handlers have small stacks.
 const DEPTH_MAX: usize = 32;
@@ -107,7 +108,7 @@ fn millis(duration: Duration) -> f64 {
 }
 
 /// A ratio with three digits: more would be noise.
-fn ratio(ratio: f64) -> f64 {
+pub fn ratio(ratio: f64) -> f64 {
     (ratio * 1000.0).round() / 1000.0
 }
 
@@ -130,7 +131,7 @@ pub fn status(status: &Status) -> Value {
             "loadedAt": time(status.config.loaded_ms),
             "reload": reload,
         },
-        "memory": memory(&snapshot.memory, &status.enforcement),
+        "memory": memory(status),
         "queue": queue(&snapshot.queue),
         "workers": workers(&snapshot.workers),
         "breakers": breakers(snapshot),
@@ -148,7 +149,8 @@ pub fn status(status: &Status) -> Value {
     object
 }
 
-pub fn memory(view: &MemoryView, enforcement: &Enforcement) -> Value {
+pub fn memory(status: &Status) -> Value {
+    let (view, enforcement) = (&status.snapshot.memory, &status.enforcement);
     let settings = &view.settings;
     let [warning, critical, reject, emergency] = settings.thresholds;
     let mut pressure = Map::new();
@@ -158,26 +160,37 @@ pub fn memory(view: &MemoryView, enforcement: &Enforcement) -> Value {
         "mode": mode(settings.mode),
         "incident": view.incident.map(|incident| incident.to_string()),
         "limitBytes": settings.limit_bytes,
+        "minFreeBytes": settings.min_free_bytes,
         "thresholds": {
             "warning": warning, "critical": critical, "reject": reject, "emergency": emergency,
             "hysteresis": settings.hysteresis,
         },
     });
     if let Some((at, sample)) = &view.sample {
-        put(&mut pressure, "cgroup", sample.cgroup.map(ratio));
+        put(&mut pressure, "cgroup", sample.cgroup.map(|fill| ratio(fill.ratio())));
         put(&mut pressure, "host", sample.host.map(ratio));
         object["usageBytes"] = json!(sample.usage_bytes);
-        object["daemon"] = json!({ "rssBytes": sample.daemon_rss_bytes });
+        object["daemon"] = daemon(&sample.daemon);
         object["host"] = json!({ "totalBytes": sample.total_bytes, "availableBytes": sample.available_bytes });
         object["sampledAt"] = json!(time(at.wall_ms));
     }
     object["pressure"] = Value::Object(pressure);
-    object["enforcement"] =
-        json!({ "cgroup": enforcement.cgroup, "detail": enforcement.detail, "psi": enforcement.psi });
+    object["highest"] = json!(ratio(view.pressure));
+    let peaks: Vec<f64> = status.history.iter().map(|thousandths| f64::from(*thousandths) / 1000.0).collect();
+    object["history"] = json!({ "slotS": SLOT.as_secs(), "peaks": peaks });
+    object["enforcement"] = json!({
+        "cgroup": enforcement.cgroup, "detail": enforcement.detail, "psi": enforcement.psi,
+        "watchdog": enforcement.urgency.name(),
+    });
     object
 }
 
-fn mode(mode: Mode) -> &'static str {
+fn daemon(memory: &DaemonMemory) -> Value {
+    let DaemonMemory { rss, heap_used, heap_total, external } = memory;
+    json!({ "rssBytes": rss, "heapUsedBytes": heap_used, "heapTotalBytes": heap_total, "externalBytes": external })
+}
+
+pub fn mode(mode: Mode) -> &'static str {
     match mode {
         Mode::Observe => "observe",
         Mode::Soft => "soft",
@@ -222,6 +235,8 @@ pub fn workers(view: &WorkersView) -> Value {
             put(&mut object, "startedAt", Some(time(worker.started_ms)));
             put(&mut object, "tasksDone", Some(worker.tasks_done));
             put(&mut object, "rssBytes", worker.rss_bytes);
+            put(&mut object, "softLimitBytes", Some(worker.soft_limit_bytes));
+            put(&mut object, "hardLimitBytes", Some(worker.hard_limit_bytes));
             put(&mut object, "heapUsedBytes", worker.heap.map(|heap| heap.heap_used).filter(|bytes| *bytes > 0));
             Value::Object(object)
         })
@@ -290,6 +305,8 @@ pub fn health(status: &Status) -> (u16, Value) {
             Level::Normal => (200, "ok"),
             Level::Warning => (200, "warning"),
             Level::Critical => (200, "critical"),
+            // Nothing is refused.
+            Level::Reject | Level::Emergency if !snapshot.memory.is_governed => (200, "critical"),
             Level::Reject => (503, "overloaded"),
             Level::Emergency => (503, "emergency"),
         }
@@ -314,6 +331,15 @@ pub fn health(status: &Status) -> (u16, Value) {
     (code, object)
 }
 
+pub fn why(why: &Why) -> Value {
+    let mut object = json!({ "task": why.view.id.to_string(), "state": why.view.state.name() });
+    if let Some(wait) = &why.wait {
+        object["waitsFor"] = json!({ "reason": wait.name(), "text": wait.to_string() });
+    }
+    object["decisions"] = Value::Array(decisions(&why.decisions));
+    object
+}
+
 pub fn decisions(decisions: &[Decision]) -> Vec<Value> {
     decisions.iter().map(decision).collect()
 }
@@ -323,6 +349,7 @@ fn decision(decision: &Decision) -> Value {
     let mut object = Map::new();
     object.insert("at".to_string(), json!(time(decision.at_ms)));
     object.insert("event".to_string(), json!(decision.notice.name()));
+    object.insert("severity".to_string(), json!(severity(decision.notice.severity())));
     decision.notice.fields(&mut |name, field| match name {
         "task" | "worker" | "incident" | "request" | "agent" => {
             object.insert(name.to_string(), value(field));
@@ -336,6 +363,15 @@ fn decision(decision: &Decision) -> Value {
     object.insert("text".to_string(), json!(decision.notice.sentence()));
     object.insert("figures".to_string(), Value::Object(figures));
     Value::Object(object)
+}
+
+fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Debug => "debug",
+        Severity::Info => "info",
+        Severity::Warning => "warning",
+        Severity::Error => "error",
+    }
 }
 
 fn value(field: Field<'_>) -> Value {

@@ -1,16 +1,13 @@
 //! Bytes on their way to a client that may be slow: nobody's thread waits for it.
 
-use std::fs::File;
 use std::io;
 
+use super::answer::FilePart;
 use super::conn::Conn;
 use crate::sys::socket::send_file;
 
 /// Lines an event stream may be behind, in bytes; a slower client is let go.
 const BEHIND_MAX: usize = 64 * 1024;
-
-/// What of a refused request is still read, so that the client sees the answer and not a reset.
-const DISCARD_MAX: usize = 64 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
@@ -27,19 +24,11 @@ pub struct Sending {
     pub keeps_alive: bool,
     bytes: Vec<u8>,
     sent: usize,
-    file: Option<FileRest>,
-}
-
-#[derive(Debug)]
-struct FileRest {
-    file: File,
-    offset: u64,
-    left: u64,
+    file: Option<FilePart>,
 }
 
 impl Sending {
-    pub fn new(conn: Conn, bytes: Vec<u8>, file: Option<(File, u64)>, keeps_alive: bool) -> Sending {
-        let file = file.map(|(file, left)| FileRest { file, offset: 0, left });
+    pub fn new(conn: Conn, bytes: Vec<u8>, file: Option<FilePart>, keeps_alive: bool) -> Sending {
         Sending { conn, keeps_alive, bytes, sent: 0, file }
     }
 
@@ -124,23 +113,6 @@ impl Following {
             self.pending = Vec::new();
         }
         if self.pending.len() > BEHIND_MAX { Progress::Broken } else { progress }
-    }
-}
-
-/// Tells a client something on the way out; one that does not take it at once does not get it.
-pub fn say_and_close(conn: Conn, bytes: &[u8]) {
-    let _ = conn.socket.write(bytes);
-    let _ = match &*conn.socket {
-        super::conn::Socket::Tcp(stream) => stream.shutdown(std::net::Shutdown::Write),
-        super::conn::Socket::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
-    };
-    let mut buffer = [0_u8; 4096];
-    let mut discarded = 0;
-    while discarded < DISCARD_MAX {
-        match conn.socket.read(&mut buffer) {
-            Ok(0) | Err(_) => return,
-            Ok(count) => discarded += count,
-        }
     }
 }
 

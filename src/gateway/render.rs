@@ -2,9 +2,11 @@
 
 use serde_json::json;
 
-use super::answer::{BYTES, Body, JSON, Problem, Reply};
+use super::answer::{BYTES, Body, FilePart, JSON, Problem, Reply};
 use super::exchange::Plan;
 use super::json;
+use super::page;
+use super::range::{self, Conditions};
 use super::routes::Part;
 use crate::core::event::{BreakerAnswer, CancelAnswer};
 use crate::core::ledger::TaskView;
@@ -39,30 +41,26 @@ pub fn render(plan: Plan, answer: Answer, files: &Files) -> Rendered {
         (_, Answer::Breaker { answer, name, view }) => {
             breaker(&answer, &name, view.map(|view| json::breaker(&name, &view)))
         }
-        (Plan::Result, Answer::Task(Some(view))) => result(&view, files),
+        (Plan::Result(conditions), Answer::Task(Some(view))) => result(&view, &conditions, files),
         (_, Answer::Task(Some(view))) => Reply::json(200, &json::task(&view)),
         (_, Answer::Task(None)) => unknown_task(),
         (_, Answer::Tasks(views)) => {
             Reply::json(200, &json!({ "tasks": views.iter().map(json::task).collect::<Vec<_>>() }))
         }
         (Plan::Health, Answer::Status(status)) => health(&status),
+        (_, Answer::Overview(status, decisions)) => page::reply(&status, &decisions),
         (Plan::Status(part), Answer::Status(status)) => status_part(part, &status),
         (_, Answer::Status(status)) => status_part(Part::All, &status),
         (_, Answer::Pong) => Reply::json(200, &json!({ "status": "live" })),
         (_, Answer::Decisions(decisions)) => Reply::json(200, &json!({ "decisions": json::decisions(&decisions) })),
         (_, Answer::Why(None)) => unknown_task(),
-        (_, Answer::Why(Some((view, decisions)))) => Reply::json(
-            200,
-            &json!({
-                "task": view.id.to_string(), "state": view.state.name(),
-                "decisions": json::decisions(&decisions),
-            }),
-        ),
+        (_, Answer::Why(Some(why))) => Reply::json(200, &json::why(&why)),
         (_, Answer::Reloaded(Ok(report))) => Reply::json(
             200,
             &json!({ "result": "ok", "changed": report.changed, "needsRestart": report.needs_restart }),
         ),
         (_, Answer::Reloaded(Err(problems))) => Problem::new(400, "invalid_config", problems).into(),
+        (_, Answer::Admissible) => Problem::new(500, "internal", "leave for a body that nobody sends").into(),
         (_, Answer::Scrape(_)) => Problem::new(500, "internal", "a scrape without a plan for it").into(),
     };
     Rendered::Reply(reply)
@@ -103,9 +101,12 @@ fn result_itself(view: &TaskView, files: &Files) -> Reply {
     reply.with("X-Task-Id", view.id.to_string()).with("Location", location)
 }
 
-fn result(view: &TaskView, files: &Files) -> Reply {
+fn result(view: &TaskView, conditions: &Conditions, files: &Files) -> Reply {
     match view.finished.as_ref().map(|finished| &finished.outcome) {
-        Some(Outcome::Completed(result)) => stored_result(view, result, files),
+        Some(Outcome::Completed(result)) => match stored_result(view, result, files) {
+            whole if whole.status == 200 => range::apply(conditions, range::etag(view), whole),
+            problem => problem,
+        },
         Some(Outcome::Failed(_) | Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted) => {
             let message = format!("the task has no result, it was {}: see /v1/tasks/{}", view.state.name(), view.id);
             Problem::new(409, "no_result", message).into()
@@ -126,7 +127,7 @@ fn stored_result(view: &TaskView, result: &ResultRef, files: &Files) -> Reply {
                 status: 200,
                 content_type: if result.is_json { JSON } else { BYTES },
                 headers: Vec::new(),
-                body: Body::File { file, bytes: *bytes },
+                body: Body::File(FilePart { file, offset: 0, left: *bytes }),
             },
             Err(error) => {
                 let message = format!("the result of {} cannot be read: {error}; look into daemon.state_dir", view.id);
@@ -198,7 +199,7 @@ fn status_part(part: Part, status: &Status) -> Reply {
         Part::Queue => json::queue(&snapshot.queue),
         Part::Workers => json::workers(&snapshot.workers),
         Part::Breakers => json!({ "breakers": json::breakers(snapshot) }),
-        Part::Memory => json::memory(&snapshot.memory, &status.enforcement),
+        Part::Memory => json::memory(status),
         Part::Agents => json::agents(&snapshot.agents),
     };
     Reply::json(200, &object)

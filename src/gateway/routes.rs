@@ -50,6 +50,7 @@ pub enum Target {
         live: bool,
     },
     Metrics,
+    Page,
 }
 
 /// A part of the status object.
@@ -72,7 +73,7 @@ pub enum BreakerCall {
 
 pub fn route(head: &Head) -> (Route, Result<Target, Problem>) {
     let path = head.path.as_str();
-    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let parts: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
     let method = match head.method {
         Method::Head => Method::Get,
         method => method,
@@ -101,6 +102,7 @@ pub fn route(head: &Head) -> (Route, Result<Target, Problem>) {
         ["v1", "drain"] => (Route::Drain, "POST", command(method, query, Target::Drain)),
         ["health"] => (Route::Health, "GET, HEAD", health(method, query)),
         ["metrics"] => (Route::Metrics, "GET, HEAD", get(method, query, || Target::Metrics)),
+        [""] => (Route::Page, "GET, HEAD", get(method, query, || Target::Page)),
         _ => (Route::Other, "", Ok(None)),
     };
     let target = match target {

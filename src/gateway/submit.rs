@@ -43,8 +43,14 @@ enum PriorityValue {
     Name(String),
 }
 
-/// What `POST /v1/tasks` was sent.
-pub fn envelope(head: &Head, body: &[u8], task: TaskId, files: &Files, request_id: Arc<str>) -> Result<Draft, Problem> {
+/// What `POST /v1/tasks` was sent; `key` is that of the head.
+pub fn envelope(
+    key: Option<&Arc<str>>,
+    body: &[u8],
+    task: TaskId,
+    files: &Files,
+    request_id: Arc<str>,
+) -> Result<Draft, Problem> {
     let envelope: Envelope<'_> = serde_json::from_slice(body).map_err(|error| {
         Problem::invalid(format!(
             "the body is no task: {error}; send an object with \"agent\" and what kurultai-api(7) lists"
@@ -55,12 +61,12 @@ pub fn envelope(head: &Head, body: &[u8], task: TaskId, files: &Files, request_i
         Some(PriorityValue::Number(number)) => Some(priority(&number.to_string())?),
         Some(PriorityValue::Name(name)) => Some(priority(&name)?),
     };
-    let key = match (&envelope.idempotency_key, &head.idempotency_key) {
+    let key = match (&envelope.idempotency_key, key) {
         (Some(in_body), Some(in_head)) if **in_body != **in_head => {
             return Err(Problem::invalid("idempotencyKey and the Idempotency-Key header differ: send one"));
         }
         (Some(key), _) => Some(idempotency_key(key)?),
-        (None, key) => key.clone(),
+        (None, key) => key.cloned(),
     };
     let payload = envelope.payload.map_or("null", RawValue::get).as_bytes();
     Ok(Draft {

@@ -14,16 +14,16 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 
 use super::activity::Activity;
 use super::cgroup::{Groups, Hold, OwnCgroup};
-use super::pace::{self, Growth, IDLE_GROWTH, Limits, Line, PLAUSIBLE_GROWTH, RAISED_CEILING, Rates};
+use super::pace::{self, Cost, Growth, IDLE_GROWTH, Limits, Line, PLAUSIBLE_GROWTH, RAISED_CEILING, Rates};
 use super::reading::{Host, Meminfo, Resident, Statm};
 use super::stall::Stall;
 use super::tell;
 use super::tree::{Orphans, Tree, TreeMemory};
-use crate::core::governor::MemorySample;
+use crate::core::governor::{DaemonMemory, Fill, MemorySample};
 use crate::core::ids::WorkerId;
 use crate::scheduler::Watch;
 use crate::scheduler::call::Control;
-use crate::sys::clock::Clock;
+use crate::sys::clock::{Clock, thread_time};
 use crate::sys::eventfd::EventFd;
 use crate::sys::footprint;
 use crate::sys::mark;
@@ -122,6 +122,7 @@ pub struct Monitor {
     next_host: Duration,
     /// When to settle; `None`: done, or there are workers.
     settle_at: Option<Duration>,
+    cost: Cost,
     set: PollSet,
 }
 
@@ -130,7 +131,7 @@ pub struct Monitor {
 struct Last {
     daemon: Resident,
     host: Host,
-    cgroup: Option<super::cgroup::Fill>,
+    cgroup: Option<Fill>,
     host_used: Growth,
 }
 
@@ -189,6 +190,7 @@ impl Monitor {
             told: None,
             next_host: Duration::ZERO,
             settle_at: Some(clock.now() + SETTLE_AFTER),
+            cost: Cost::default(),
             set: PollSet::default(),
         };
         Ok((monitor, MonitorHandle { messages_tx, bell }))
@@ -201,11 +203,14 @@ impl Monitor {
 
     /// Runs until it is told to stop.
     pub fn run(mut self) {
+        let mut used = thread_time();
         while self.take_messages() {
             let now = self.clock.now();
             if self.next() <= now {
                 self.sample(now);
                 self.settle(now);
+                let used_before = std::mem::replace(&mut used, thread_time());
+                self.cost.note(used.saturating_sub(used_before));
             }
             self.wait();
         }
@@ -359,7 +364,7 @@ impl Monitor {
         let is_raised = self.is_raised(usage);
         let ceiling = if is_raised { settings.interval.min(RAISED_CEILING) } else { settings.interval };
         for worker in self.workers.values_mut().filter(|worker| worker.next <= now + TOGETHER) {
-            let lines = pace::worker_lines(worker.memory.rss, worker.limits, worker.rates());
+            let lines = pace::worker_lines(worker.memory.rss, worker.limits, worker.rates(), self.cost);
             // A worker that does not grow brings nobody nearer to the budget's levels.
             let budget = budget.filter(|_| worker.rates().fastest() > IDLE_GROWTH);
             worker.next = now + pace::period(lines.chain(budget), ceiling);
@@ -402,11 +407,13 @@ impl Monitor {
         if !is_news {
             return;
         }
-        (sample.daemon_heap_used_bytes, sample.daemon_heap_total_bytes) = footprint::heap();
+        let heap = footprint::heap();
+        sample.daemon =
+            DaemonMemory { heap_used: heap.used, heap_total: heap.total, external: heap.mapped, ..sample.daemon };
         if is_old {
             log::debug!(
-                usageBytes = sample.usage_bytes, daemonRssBytes = sample.daemon_rss_bytes,
-                daemonHeapBytes = sample.daemon_heap_used_bytes, workers = sample.workers.len(),
+                usageBytes = sample.usage_bytes, daemonRssBytes = sample.daemon.rss,
+                daemonHeapBytes = sample.daemon.heap_used, workers = sample.workers.len(),
                 availableBytes = sample.available_bytes, swapFreeBytes = sample.swap_free_bytes;
                 "MEMORY_SNAPSHOT"
             );
@@ -423,14 +430,12 @@ impl Monitor {
         let host_ratio = 1.0 - host.available as f64 / host.total.max(1) as f64;
         MemorySample {
             usage_bytes: self.usage(),
-            daemon_rss_bytes: daemon.rss,
-            daemon_heap_used_bytes: 0,
-            daemon_heap_total_bytes: 0,
+            daemon: DaemonMemory { rss: daemon.rss, ..DaemonMemory::default() },
             workers: self.workers.iter().map(|(worker, watched)| (*worker, watched.memory.rss)).collect(),
             total_bytes: host.total,
             available_bytes: host.available,
             swap_free_bytes: host.swap_free,
-            cgroup: cgroup.filter(|_| self.settings.sources.cgroup).map(|fill| fill.ratio()),
+            cgroup: cgroup.filter(|_| self.settings.sources.cgroup),
             host: (self.settings.sources.host && host.total > 0).then_some(host_ratio),
             budget_counts: self.settings.sources.budget,
         }

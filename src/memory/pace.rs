@@ -21,10 +21,11 @@ const LEAK: u64 = 1 << 30;
 /// Floors of the period. A wake-up from sleep costs 50 to 100 µs, most of it for cold caches, so closeness has its price. A
 /// worker that grows is read as often as poll(2) can; it crosses its limit soon or stops. One that stands still may stand
 /// there for hours: it is read so often that a leak which begins just then gets 6 MiB over, with time added for what it
-/// has left, up to a bound.
+/// has left, up to a bound, and where readings are dear.
 pub const GROWING_FLOOR: Duration = Duration::from_millis(1);
 pub const STILL_FLOOR: Duration = Duration::from_millis(6);
 pub const STILL_FLOOR_MOST: Duration = Duration::from_millis(10);
+pub const STILL_FLOOR_DEAR: Duration = Duration::from_millis(16);
 /// At a hard limit that the kernel holds and a level: what either calls for takes longer than this by itself.
 pub const HELD_FLOOR: Duration = Duration::from_millis(20);
 pub const LEVEL_FLOOR: Duration = Duration::from_millis(20);
@@ -34,6 +35,23 @@ pub const SOFT_FLOOR: Duration = Duration::from_millis(50);
 /// The longest period while a level is raised or a soft limit passed and there are workers: what is asked of them is to
 /// show soon.
 pub const RAISED_CEILING: Duration = Duration::from_millis(250);
+
+/// What watching workers that stand still near their limits may take: one part in this many of a processor.
+const STILL_SHARE: u32 = 100;
+
+/// What a turn of the monitor takes of a processor, smoothed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cost(Duration);
+
+impl Cost {
+    pub fn note(&mut self, turn: Duration) {
+        self.0 = (self.0 * 7 + turn) / 8;
+    }
+
+    fn still_floor(self) -> Duration {
+        (self.0 * STILL_SHARE).clamp(STILL_FLOOR, STILL_FLOOR_DEAR)
+    }
+}
 
 /// Something that must be noticed when it is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,14 +95,15 @@ impl Rates {
 }
 
 /// What a worker that has `rss` bytes may reach next. A limit that is passed is no line any more.
-pub fn worker_lines(rss: u64, limits: Limits, rates: Rates) -> impl Iterator<Item = Line> {
+pub fn worker_lines(rss: u64, limits: Limits, rates: Rates, cost: Cost) -> impl Iterator<Item = Line> {
     let growth = rates.fastest();
     let hard_floor = match limits.is_held {
         true => HELD_FLOOR,
         false if rates.seen >= GROWING => GROWING_FLOOR,
         false => {
             let left = Duration::from_secs_f64(limits.hard.saturating_sub(rss) as f64 / LEAK as f64);
-            (STILL_FLOOR + left).min(STILL_FLOOR_MOST)
+            let floor = cost.still_floor();
+            (floor + left).min(STILL_FLOOR_MOST).max(floor)
         }
     };
     let lines = [(limits.soft, SOFT_FLOOR), (limits.hard, hard_floor)];
@@ -106,8 +125,12 @@ pub fn min_free_line(available: u64, min_free: u64, growth: u64) -> Option<Line>
     (min_free > 0 && available >= min_free).then(|| Line { headroom: available - min_free, growth, floor: LEVEL_FLOOR })
 }
 
-/// How fast something grows, from its readings: the last rate, or half of the one before if that was more, so that a
-/// pause for breath is not taken for the end.
+/// A rate counts for half after this long. On a machine with work for more processors than it has, a leak stands still for as
+/// long as others have their turn, and then goes on as before.
+const RATE_HALF_LIFE: Duration = Duration::from_millis(20);
+
+/// How fast something grows, from its readings: the last rate, or what is left of the one before if that is more, so that
+/// a pause for breath is not taken for the end. Rare readings halve it at most.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Growth {
     last: Option<(Duration, u64)>,
@@ -122,7 +145,8 @@ impl Growth {
                 return;
             }
             let rate = (bytes.saturating_sub(before) as f64 / seconds) as u64;
-            self.rate = rate.max(self.rate / 2);
+            let halvings = (seconds / RATE_HALF_LIFE.as_secs_f64()).min(1.0);
+            self.rate = rate.max((self.rate as f64 * 0.5_f64.powf(halvings)) as u64);
         }
         self.last = Some((now, bytes));
     }
@@ -190,8 +214,22 @@ mod tests {
             (100, far, busy, 1000, "a limit beyond all"),
         ];
         for (rss_mib, limits, rates, expected_ms, what) in table {
-            let period = period(worker_lines(rss_mib * MIB, limits, rates), ms(1000));
+            let period = period(worker_lines(rss_mib * MIB, limits, rates, Cost::default()), ms(1000));
             assert_eq!(period.as_millis(), expected_ms, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_dearer_a_reading_the_rarer_are_those_of_what_stands_still() {
+        let limits = Limits { soft: 0, hard: 512 * MIB, is_held: false };
+        let still = Rates { seen: 0, plausible: PLAUSIBLE_GROWTH };
+        let growing = Rates { seen: 1 << 30, plausible: 0 };
+        for (turn_us, still_ms, growing_ms) in [(20, 6, 1), (60, 6, 1), (80, 8, 1), (500, 16, 1)] {
+            let mut cost = Cost::default();
+            (0..100).for_each(|_| cost.note(Duration::from_micros(turn_us)));
+            let at_limit = |rates| period(worker_lines(512 * MIB, limits, rates, cost), ms(1000));
+            assert_eq!(at_limit(still).as_micros().div_ceil(1000), still_ms, "at {turn_us} us a turn");
+            assert_eq!(at_limit(growing), ms(growing_ms), "at {turn_us} us a turn, growing");
         }
     }
 
@@ -217,6 +255,17 @@ mod tests {
         assert_eq!(rates, [0, 1000, 500, 250, 125, 125]);
     }
 
+    #[test]
+    fn a_leak_that_waits_for_a_processor_is_still_taken_for_one() {
+        let mut growth = Growth::default();
+        growth.note(ms(0), 0);
+        growth.note(ms(1), MIB);
+        (2..=100).for_each(|at_ms| growth.note(ms(at_ms), MIB));
+        assert!(growth.rate() >= GROWING, "after 100 ms: {}", growth.rate());
+        (101..=200).for_each(|at_ms| growth.note(ms(at_ms), MIB));
+        assert!(growth.rate() < GROWING, "after 200 ms: {}", growth.rate());
+    }
+
     /// The kill comes a reading after the limit is passed: what was added in between is what a leak gets over it.
     #[test]
     fn a_leak_at_one_gib_a_second_is_seen_before_it_is_seven_mib_over() {
@@ -228,7 +277,7 @@ mod tests {
             while rss(now) <= limits.hard {
                 growth.note(now, rss(now));
                 let rates = Rates { seen: growth.rate(), plausible: PLAUSIBLE_GROWTH };
-                now += period(worker_lines(rss(now), limits, rates), ms(1000));
+                now += period(worker_lines(rss(now), limits, rates, Cost::default()), ms(1000));
                 readings += 1;
             }
             assert!(rss(now) - limits.hard < 7 * MIB, "from {start_mib} MiB: {} bytes over", rss(now) - limits.hard);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::MonitorSettings;
-use super::pace::Limits;
-use crate::core::governor::MemorySample;
+use super::pace::{Limits, RAISED_CEILING};
+use crate::core::governor::{Fill, MemorySample};
 use crate::core::ids::WorkerId;
 
 /// A reading that says the same as the last is passed on this often all the same, so that figures are never old.
@@ -13,6 +13,10 @@ pub const AT_LEAST_EVERY: Duration = Duration::from_secs(5);
 
 /// Changes without a crossing are passed on this often at most: the scheduler need not follow every page of a growing worker.
 const AT_MOST_EVERY: Duration = Duration::from_millis(50);
+
+/// While memory is so short that somebody may have to be preempted or killed, the next action waits for a reading, however
+/// like the last one it is.
+const SHORT_AT_LEAST_EVERY: Duration = RAISED_CEILING;
 
 /// A change that is worth waking the scheduler for: half a percent of a ratio, 1 MiB of memory.
 const RATIO_STEP: f64 = 0.005;
@@ -27,7 +31,27 @@ pub fn is_news(
     settings: &MonitorSettings,
     limits: &BTreeMap<WorkerId, Limits>,
 ) -> bool {
-    ago >= AT_LEAST_EVERY || (ago >= AT_MOST_EVERY && differs(told, new)) || crosses(told, new, settings, limits)
+    let at_least_every = if is_short(new, settings) { SHORT_AT_LEAST_EVERY } else { AT_LEAST_EVERY };
+    ago >= at_least_every || (ago >= AT_MOST_EVERY && differs(told, new)) || crosses(told, new, settings, limits)
+}
+
+/// Whether the level may be critical or above, and there is somebody who could give memory back.
+fn is_short(sample: &MemorySample, settings: &MonitorSettings) -> bool {
+    let [_, critical, ..] = settings.thresholds;
+    let is_over = |ratio: f64| ratio >= critical - settings.hysteresis;
+    let cgroup = sample.cgroup.map(Fill::ratio);
+    !sample.workers.is_empty()
+        && (is_starved(sample, settings)
+            || [budget(sample, settings), cgroup, sample.host].into_iter().flatten().any(is_over))
+}
+
+fn budget(sample: &MemorySample, settings: &MonitorSettings) -> Option<f64> {
+    (settings.limit_bytes > 0 && sample.budget_counts).then(|| sample.usage_bytes as f64 / settings.limit_bytes as f64)
+}
+
+fn is_starved(sample: &MemorySample, settings: &MonitorSettings) -> bool {
+    let clears_at = settings.min_free_bytes as f64 * (1.0 + settings.hysteresis);
+    sample.total_bytes > 0 && (sample.available_bytes as f64) < clears_at
 }
 
 /// Whether somebody who knows `told` has to be told of `new`.
@@ -42,7 +66,7 @@ fn differs(told: &MemorySample, new: &MemorySample) -> bool {
     !same_workers
         || bytes(told.usage_bytes, new.usage_bytes)
         || ratio(told.host, new.host)
-        || ratio(told.cgroup, new.cgroup)
+        || ratio(told.cgroup.map(Fill::ratio), new.cgroup.map(Fill::ratio))
         || told.budget_counts != new.budget_counts
 }
 
@@ -59,13 +83,11 @@ fn crosses(
         limits.get(worker).is_some_and(|limits| side(limits.soft) || side(limits.hard))
     });
     let level = |ratio: Option<f64>| level(ratio.unwrap_or(0.0), settings);
-    let budget = |sample: &MemorySample| {
-        (settings.limit_bytes > 0 && sample.budget_counts)
-            .then(|| sample.usage_bytes as f64 / settings.limit_bytes as f64)
-    };
+    let cgroup = |sample: &MemorySample| sample.cgroup.map(Fill::ratio);
+    let budget = |sample| budget(sample, settings);
     let starved = |sample: &MemorySample| sample.total_bytes > 0 && sample.available_bytes < settings.min_free_bytes;
     worker_crosses
-        || level(told.cgroup) != level(new.cgroup)
+        || level(cgroup(told)) != level(cgroup(new))
         || level(told.host) != level(new.host)
         || level(budget(told)) != level(budget(new))
         || starved(told) != starved(new)
@@ -108,6 +130,27 @@ mod tests {
     }
 
     #[test]
+    fn while_memory_is_short_the_same_is_told_several_times_a_second() {
+        let same = |usage: u64, available: u64, workers: usize| MemorySample {
+            usage_bytes: usage * MIB,
+            available_bytes: available * MIB,
+            workers: told().workers[..workers].to_vec(),
+            ..told()
+        };
+        for (what, sample, is_soon) in [
+            ("critical", same(900, 1000, 2), true),
+            ("critical until ten percent below", same(751, 1000, 2), true),
+            ("a warning", same(740, 1000, 2), false),
+            ("a starved host", same(100, 33, 2), true),
+            ("nobody to give anything back", same(900, 1000, 0), false),
+        ] {
+            let is_news = |ago| is_news(&sample, ago, &sample, &settings(), &BTreeMap::new());
+            assert_eq!(is_news(SHORT_AT_LEAST_EVERY), is_soon, "{what}");
+            assert!(!is_news(SHORT_AT_LEAST_EVERY / 2) && is_news(AT_LEAST_EVERY), "{what}");
+        }
+    }
+
+    #[test]
     fn only_a_change_that_matters_wakes_the_scheduler_and_a_crossing_does_so_at_once() {
         let limits = Limits { soft: 300 * MIB, hard: 300 * MIB, is_held: false };
         let limits = BTreeMap::from([(WorkerId(1), limits), (WorkerId(2), limits)]);
@@ -122,7 +165,7 @@ mod tests {
             ("a fuller host", MemorySample { host: Some(0.51), ..told() }, false, true),
             ("a critical host", MemorySample { host: Some(0.85), ..told() }, true, true),
             ("no host", MemorySample { host: None, ..told() }, false, true),
-            ("a full cgroup", MemorySample { cgroup: Some(0.99), ..told() }, true, true),
+            ("a full cgroup", MemorySample { cgroup: Some(Fill { used: 99, limit: 100 }), ..told() }, true, true),
             ("a starved host", MemorySample { available_bytes: 31 * MIB, ..told() }, true, true),
             ("a worker at its limit", MemorySample { workers: workers(300, 100), ..told() }, false, true),
             ("a worker past its limit", MemorySample { workers: workers(301, 100), ..told() }, true, true),

@@ -254,7 +254,7 @@ fn what_a_workers_descendants_hold_is_the_workers() {
         assert!(rss < 80 * MIB, "{what}: {rss}");
         assert!(rss_of(&sample, other) < 16 * MIB, "{what} was charged to another worker");
         assert!(
-            sample.usage_bytes > 64 * MIB && sample.usage_bytes < rss + sample.daemon_rss_bytes + 32 * MIB,
+            sample.usage_bytes > 64 * MIB && sample.usage_bytes < rss + sample.daemon.rss + 32 * MIB,
             "{what}: {sample:?}"
         );
         watchdog.bench.send(worker, Order::Kill);
@@ -280,8 +280,8 @@ fn grandchildren_that_leak_are_caught() {
 fn a_reading_has_the_daemon_and_the_host_in_it() {
     let watchdog = Watchdog::new(Cgroups::off());
     let sample = watchdog.reading(|_| true);
-    assert!(sample.daemon_rss_bytes > 0 && sample.usage_bytes == sample.daemon_rss_bytes, "{sample:?}");
+    assert!(sample.daemon.rss > 0 && sample.usage_bytes == sample.daemon.rss, "{sample:?}");
     assert!(sample.total_bytes > sample.available_bytes && sample.host.is_some() && sample.budget_counts, "{sample:?}");
-    assert!(sample.daemon_heap_used_bytes <= sample.daemon_heap_total_bytes, "{sample:?}");
+    assert!(sample.daemon.heap_used <= sample.daemon.heap_total, "{sample:?}");
     assert_eq!(sample.workers, []);
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::http::HttpMetrics;
 use super::{Histogram, Metrics, TASK_BUCKETS, state_value};
-use crate::core::governor::Level;
+use crate::core::governor::{DaemonMemory, Fill, Level};
 use crate::core::notice::ExitReason;
 use crate::core::task::Priority;
 use crate::core::view::Snapshot;
@@ -47,7 +47,7 @@ impl Page {
         self.family("kurultai_memory_pressure_ratio", "gauge", "How full each source of pressure is.");
         let sources = [
             ("budget", memory.budget),
-            ("cgroup", sample.and_then(|sample| sample.cgroup)),
+            ("cgroup", sample.and_then(|sample| sample.cgroup).map(Fill::ratio)),
             ("host", sample.and_then(|sample| sample.host)),
         ];
         for (source, ratio) in sources {
@@ -73,8 +73,13 @@ impl Page {
         }
         self.counter("kurultai_memory_samples_total", "Memory readings taken.", metrics.memory_samples);
         self.family("kurultai_daemon_memory_bytes", "gauge", "Memory of the daemon itself.");
-        let rss = sample.map_or(0, |sample| sample.daemon_rss_bytes);
-        self.value("kurultai_daemon_memory_bytes", &[("kind", "rss")], rss as f64);
+        let DaemonMemory { rss, heap_used, heap_total, external } =
+            sample.map_or_else(DaemonMemory::default, |sample| sample.daemon);
+        for (kind, bytes) in
+            [("rss", rss), ("heap_used", heap_used), ("heap_total", heap_total), ("external", external)]
+        {
+            self.value("kurultai_daemon_memory_bytes", &[("kind", kind)], bytes as f64);
+        }
     }
 
     fn workers(&mut self, metrics: &Metrics, snapshot: &Snapshot) {

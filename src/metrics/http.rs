@@ -26,11 +26,12 @@ pub enum Route {
     Drain,
     Health,
     Metrics,
+    Page,
     Other,
 }
 
 impl Route {
-    pub const ALL: [Route; 20] = [
+    pub const ALL: [Route; 21] = [
         Route::Tasks,
         Route::AgentTasks,
         Route::Task,
@@ -50,6 +51,7 @@ impl Route {
         Route::Drain,
         Route::Health,
         Route::Metrics,
+        Route::Page,
         Route::Other,
     ];
 
@@ -75,14 +77,15 @@ impl Route {
             Route::Drain => "/v1/drain",
             Route::Health => "/health",
             Route::Metrics => "/metrics",
+            Route::Page => "/",
             Route::Other => "other",
         }
     }
 }
 
 /// Every status the gateway answers with.
-pub(super) const CODES: [u16; 19] =
-    [200, 202, 204, 400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 429, 431, 500, 502, 503, 504];
+pub(super) const CODES: [u16; 23] =
+    [200, 202, 204, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 416, 417, 429, 431, 500, 502, 503, 504];
 
 /// Upper bounds in seconds.
 pub(super) const BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0, 300.0];

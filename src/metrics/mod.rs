@@ -128,6 +128,7 @@ impl Metrics {
             }
             Notice::MemoryLevel { from, to, .. } => self.note_crossings(*from, *to),
             Notice::TaskProgress { .. }
+            | Notice::TaskWaiting { .. }
             | Notice::TaskCancelled { .. }
             | Notice::WorkerKilled { .. }
             | Notice::WorkerSoftLimit { .. }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::history::Peaks;
 use crate::core::breaker::BreakerView;
 use crate::core::event::{BreakerAnswer, BreakerRequest, CancelAnswer};
 use crate::core::ids::{IncidentId, TaskId};
@@ -14,7 +15,9 @@ use crate::core::refusal::Refusal;
 use crate::core::settings::Settings;
 use crate::core::task::{Payload, PayloadKind, Priority, TaskSpec};
 use crate::core::view::{Snapshot, TaskFilter};
+use crate::core::waiting::Wait;
 use crate::metrics::Metrics;
+use crate::sys::priority::Urgency;
 
 #[derive(Debug)]
 pub struct Call<W> {
@@ -31,6 +34,11 @@ pub enum Request {
         draft: Box<Draft>,
         wait: Option<Duration>,
     },
+    /// Whether a submission would be taken whose payload has not come yet; without a draft, whether any would.
+    Probe {
+        task: TaskId,
+        draft: Option<Box<Draft>>,
+    },
     Cancel {
         task: TaskId,
     },
@@ -43,6 +51,10 @@ pub enum Request {
     },
     Tasks(TaskFilter),
     Status,
+    /// What is, and the last decisions, taken at one moment.
+    Overview {
+        decisions: usize,
+    },
     Scrape,
     Decisions {
         limit: usize,
@@ -103,6 +115,8 @@ pub enum Answer {
         view: Box<TaskView>,
         is_duplicate: bool,
     },
+    /// To a probe: it would be taken, as things stand.
+    Admissible,
     Refused(Refusal),
     StorageFull {
         error: String,
@@ -117,11 +131,22 @@ pub enum Answer {
     Task(Option<Box<TaskView>>),
     Tasks(Vec<TaskView>),
     Status(Box<Status>),
+    Overview(Box<Status>, Vec<Decision>),
     Scrape(Box<(Metrics, Snapshot)>),
     Decisions(Vec<Decision>),
-    Why(Option<(Box<TaskView>, Vec<Decision>)>),
+    Why(Option<Box<Why>>),
     Pong,
     Reloaded(Result<ReloadReport, String>),
+}
+
+/// Why a task is where it is.
+#[derive(Debug)]
+pub struct Why {
+    pub view: TaskView,
+    /// What it waits for; `None`: it does not wait.
+    pub wait: Option<Wait>,
+    /// Newest first.
+    pub decisions: Vec<Decision>,
 }
 
 #[derive(Debug, Clone)]
@@ -131,6 +156,7 @@ pub struct Status {
     pub uptime: Duration,
     pub storage_error: Option<String>,
     pub enforcement: Arc<Enforcement>,
+    pub history: Peaks,
 }
 
 /// What holds a worker's limits on this host, as it was found at the start.
@@ -142,6 +168,8 @@ pub struct Enforcement {
     pub detail: String,
     /// The kernel wakes the monitor when memory stalls.
     pub psi: bool,
+    /// How the threads that watch and kill go before others.
+    pub urgency: Urgency,
 }
 
 /// Where the configuration in force came from.

@@ -5,6 +5,8 @@
 
 mod beats;
 pub mod call;
+pub mod history;
+mod probe;
 mod report;
 mod storage;
 mod streams;
@@ -20,6 +22,7 @@ use crossbeam::channel::{Receiver, Sender, at, never, select_biased};
 
 use crate::core::Core;
 use crate::core::event::{Action, Answer as CoreAnswer, Event, Now, Record, Submission};
+use crate::core::governor;
 use crate::core::ids::{TaskId, Ticket};
 use crate::core::notice::Notice;
 use crate::core::order::WorkerReport;
@@ -28,11 +31,12 @@ use crate::spool::{Files, Spool, TaskIds};
 use crate::sys::clock::{Clock, wall_ms};
 use crate::sys::eventfd::EventFd;
 use crate::worker::SupervisorHandle;
-use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply, Request, Status};
+use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply, Request, Status, Why};
+use history::History;
 pub use streams::StreamPort;
 use streams::Streams;
 pub use sync::{SyncThread, Syncer};
-use waiting::Waiting;
+use waiting::{Gone, Waiting};
 pub use watch::Watch;
 use watch::Watching;
 
@@ -73,12 +77,14 @@ pub struct Scheduler<W> {
     clock: Clock,
     metrics: Metrics,
     decisions: VecDeque<Decision>,
+    history: History,
     streams: Streams,
     watching: Watching,
     config: ConfigStatus,
     enforcement: Arc<Enforcement>,
     /// Callers that wait for a task to end.
     waiting: Vec<Waiting<W>>,
+    gone: Gone,
     /// The caller of the event being handled; answered within the same turn.
     caller: Option<Caller<W>>,
     /// Actions of this turn, performed together: one write for all their records.
@@ -121,9 +127,11 @@ impl<W: Send + 'static> Scheduler<W> {
             clock,
             metrics,
             decisions: VecDeque::with_capacity(DECISIONS_MAX),
+            history: History::default(),
             config,
             enforcement: Arc::default(),
             waiting: Vec::new(),
+            gone: Gone::default(),
             caller: None,
             actions,
             storage: None,
@@ -236,6 +244,7 @@ impl<W: Send + 'static> Scheduler<W> {
         match control {
             Control::Memory(sample) => {
                 self.metrics.note_sample();
+                self.history.note(self.clock.now(), governor::pressure(&sample, &self.core.settings().memory));
                 self.step(Event::MemorySampled(sample));
             }
             Control::Reconfigured { settings, status, notice } => {
@@ -248,10 +257,7 @@ impl<W: Send + 'static> Scheduler<W> {
                 }
             }
             Control::Drain { timeout } => self.step(Event::DrainRequested { timeout }),
-            Control::Gone { from } => {
-                self.waiting.retain(|waiting| waiting.from != from);
-                self.streams.forget(from);
-            }
+            Control::Gone { from } => self.gone(from),
             Control::Follow { from, what } => {
                 let now = self.now();
                 self.streams.follow(&self.core, now, from, what);
@@ -277,6 +283,10 @@ impl<W: Send + 'static> Scheduler<W> {
                 let spec = Box::new(draft.complete(self.core.settings()));
                 Event::Submitted { ticket: CALLER, task, spec }
             }
+            Request::Probe { task, draft } => {
+                let answer = self.probe(task, draft);
+                return self.reply(caller.waiter, answer);
+            }
             Request::Cancel { task } => {
                 caller.task = Some(task);
                 Event::CancelRequested { ticket: CALLER, task }
@@ -288,6 +298,7 @@ impl<W: Send + 'static> Scheduler<W> {
             query @ (Request::Task { .. }
             | Request::Tasks(_)
             | Request::Status
+            | Request::Overview { .. }
             | Request::Scrape
             | Request::Decisions { .. }
             | Request::Why { .. }
@@ -305,23 +316,40 @@ impl<W: Send + 'static> Scheduler<W> {
         match query {
             Request::Task { task } => Answer::Task(self.core.task(task).map(Box::new)),
             Request::Tasks(filter) => Answer::Tasks(self.core.tasks(&filter)),
-            Request::Status => Answer::Status(Box::new(Status {
-                snapshot: self.core.snapshot(self.now()),
-                config: self.config.clone(),
-                uptime: self.clock.now(),
-                enforcement: self.enforcement.clone(),
-                storage_error: self.storage.as_ref().map(|trouble| trouble.error.clone()),
-            })),
-            Request::Scrape => Answer::Scrape(Box::new((self.metrics.clone(), self.core.snapshot(self.now())))),
-            Request::Decisions { limit } => {
-                Answer::Decisions(self.decisions.iter().rev().take(limit).cloned().collect())
+            Request::Status => Answer::Status(Box::new(self.status())),
+            Request::Overview { decisions } => {
+                Answer::Overview(Box::new(self.status()), self.last_decisions(decisions))
             }
+            Request::Scrape => Answer::Scrape(Box::new((self.metrics.clone(), self.core.snapshot(self.now())))),
+            Request::Decisions { limit } => Answer::Decisions(self.last_decisions(limit)),
             Request::Why { task } => Answer::Why(self.core.task(task).map(|view| {
                 let about = |decision: &&Decision| decision.notice.task() == Some(task);
-                (Box::new(view), self.decisions.iter().rev().filter(about).cloned().collect())
+                let decisions = self.decisions.iter().rev().filter(about).cloned().collect();
+                Box::new(Why { view, wait: self.core.waits_for(task), decisions })
             })),
-            Request::Submit { .. } | Request::Cancel { .. } | Request::Breaker { .. } | Request::Ping => Answer::Pong,
+            Request::Submit { .. }
+            | Request::Probe { .. }
+            | Request::Cancel { .. }
+            | Request::Breaker { .. }
+            | Request::Ping => Answer::Pong,
         }
+    }
+
+    fn status(&self) -> Status {
+        let now = self.now();
+        Status {
+            snapshot: self.core.snapshot(now),
+            config: self.config.clone(),
+            uptime: now.at,
+            storage_error: self.storage.as_ref().map(|trouble| trouble.error.clone()),
+            enforcement: self.enforcement.clone(),
+            history: self.history.peaks(now.at),
+        }
+    }
+
+    /// Newest first.
+    fn last_decisions(&self, limit: usize) -> Vec<Decision> {
+        self.decisions.iter().rev().take(limit).cloned().collect()
     }
 
     /// Performs what the core wanted, records first: nobody is told of anything that is not written.
@@ -418,7 +446,7 @@ impl<W: Send + 'static> Scheduler<W> {
             return Some(Reply { waiter: caller.waiter, answer: Answer::Task(None) });
         };
         match caller.wait {
-            Some(wait) if !view.state.is_terminal() && !wait.is_zero() => {
+            Some(wait) if !view.state.is_terminal() && !wait.is_zero() && !self.gone.has(caller.from) => {
                 let until = self.clock.now() + wait;
                 self.waiting.push(Waiting { task, until, from: caller.from, waiter: caller.waiter, is_duplicate });
                 None

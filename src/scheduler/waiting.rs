@@ -1,5 +1,6 @@
 //! Callers that wait for a task to end. They hold no thread: a waiter is what the gateway left, and a deadline.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,38 @@ pub(super) struct Waiting<W> {
     pub is_duplicate: bool,
 }
 
+/// Clients that were gone before their calls were taken, of which the last are remembered. The calls are on their way then,
+/// so there are never many; what is here for another reason does no harm, for no connection's number comes twice.
+const GONE_MAX: usize = 256;
+
+#[derive(Debug, Default)]
+pub(super) struct Gone(VecDeque<u64>);
+
+impl Gone {
+    fn note(&mut self, from: u64) {
+        if self.0.len() == GONE_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(from);
+    }
+
+    pub(super) fn has(&self, from: u64) -> bool {
+        self.0.contains(&from)
+    }
+}
+
 impl<W: Send + 'static> Scheduler<W> {
+    /// Nobody waits any more on this connection, nor will anybody whose call comes later: the word that a client is gone
+    /// is urgent and may overtake what it asked.
+    pub(super) fn gone(&mut self, from: u64) {
+        let before = self.waiting.len();
+        self.waiting.retain(|waiting| waiting.from != from);
+        if self.waiting.len() == before {
+            self.gone.note(from);
+        }
+        self.streams.forget(from);
+    }
+
     pub(super) fn finished(&mut self, task: &Arc<FinishedTask>, replies: &mut Vec<Reply<W>>) {
         self.streams.ended(self.now(), task);
         let mut index = 0;

@@ -8,7 +8,7 @@ use super::agenda::Agenda;
 use super::dice::Dice;
 use super::load::Work;
 use super::run::Due;
-use crate::core::governor::MemorySample;
+use crate::core::governor::{DaemonMemory, MemorySample};
 use crate::core::ids::{AgentName, TaskId, WorkerId};
 use crate::core::order::{Exit, Order, Report};
 use crate::core::settings::{AgentMode, AgentSettings};
@@ -234,7 +234,11 @@ impl Fleet {
 
     /// A reading of the workers.
     pub fn read(&mut self, now: Duration) -> MemorySample {
-        let mut sample = MemorySample { daemon_rss_bytes: DAEMON, usage_bytes: DAEMON, ..MemorySample::default() };
+        let mut sample = MemorySample {
+            daemon: DaemonMemory { rss: DAEMON, ..DaemonMemory::default() },
+            usage_bytes: DAEMON,
+            ..MemorySample::default()
+        };
         for (id, process) in &mut self.processes {
             let rss = process.rss(now);
             process.peak = process.peak.max(rss);

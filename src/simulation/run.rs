@@ -337,6 +337,7 @@ impl Run<'_> {
             Notice::MemoryLevel { incident, .. } => self.figures.incidents = self.figures.incidents.max(incident.0),
             Notice::TaskAccepted { .. }
             | Notice::TaskRejected { .. }
+            | Notice::TaskWaiting { .. }
             | Notice::TaskProgress { .. }
             | Notice::TaskCompleted { .. }
             | Notice::TaskFailed { .. }

@@ -14,17 +14,25 @@ pub fn keep_small() {
     }
 }
 
-/// Bytes of the heap that are in use, and bytes the allocator has from the system: mallinfo2(3). Zeros where the C library
-/// has no such call.
-pub fn heap() -> (u64, u64) {
+/// The heap, in bytes: mallinfo2(3). Zeros where the C library has no such call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Heap {
+    pub used: u64,
+    /// What the allocator has from the system, in use or not.
+    pub total: u64,
+    /// Large blocks beside the heap, each a mapping of its own.
+    pub mapped: u64,
+}
+
+pub fn heap() -> Heap {
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: no pointers; the structure is returned by value.
         let info = unsafe { libc::mallinfo2() };
-        ((info.uordblks + info.hblkhd) as u64, (info.arena + info.hblkhd) as u64)
+        Heap { used: info.uordblks as u64, total: info.arena as u64, mapped: info.hblkhd as u64 }
     }
     #[cfg(not(target_env = "gnu"))]
-    (0, 0)
+    Heap::default()
 }
 
 /// Gives back what is free, and the program text that was only needed for what is over: a start, a burst. What is needed

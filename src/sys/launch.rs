@@ -28,6 +28,8 @@ pub struct Launch<'a> {
     pub oom_score_adj: i32,
     /// The cgroup it is to be in from its first page on.
     pub cgroup: Option<Join<'a>>,
+    /// Private writable memory, in bytes: RLIMIT_DATA of getrlimit(2), which every process of the tree has for itself.
+    pub data_limit: Option<u64>,
     /// [`super::mark::Instance::mark`].
     pub mark: u64,
 }
@@ -44,13 +46,14 @@ pub struct LaunchError {
 pub enum Step {
     Process,
     Descriptors,
+    DataLimit,
     User,
     Directory,
     Exec,
 }
 
 impl Step {
-    const ALL: [Step; 5] = [Step::Process, Step::Descriptors, Step::User, Step::Directory, Step::Exec];
+    const ALL: [Step; 6] = [Step::Process, Step::Descriptors, Step::DataLimit, Step::User, Step::Directory, Step::Exec];
 }
 
 /// Enough for the child's few frames in a build without optimization; pages it does not touch cost nothing.
@@ -69,6 +72,7 @@ struct Plan<'a> {
     environment: Vec<*const libc::c_char>,
     oom_score_adj: CString,
     parent: libc::pid_t,
+    nice: libc::c_int,
     /// Where it writes itself into a cgroup.
     procs: Option<BorrowedFd<'a>>,
     failure: &'a Failure,
@@ -121,6 +125,7 @@ pub fn launch(launch: &Launch<'_>) -> Result<Launched, LaunchError> {
         environment: null_terminated(launch.environment),
         oom_score_adj: CString::new(launch.oom_score_adj.to_string()).unwrap_or_default(),
         parent: std::process::id() as libc::pid_t,
+        nice: super::priority::ordinary(),
         procs: None,
         failure: failure.get(),
     };
@@ -244,6 +249,14 @@ fn become_program(plan: &Plan<'_>) -> Result<std::convert::Infallible, Step> {
         libc::umask(UMASK);
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         libc::setrlimit(libc::RLIMIT_CORE, &none);
+        // The thread that starts us may be urgent, and have the right to be; neither is ours.
+        libc::setpriority(libc::PRIO_PROCESS, 0, plan.nice);
+        libc::setrlimit(libc::RLIMIT_NICE, &none);
+        libc::setrlimit(libc::RLIMIT_RTPRIO, &none);
+        if let Some(bytes) = launch.data_limit {
+            let limit = libc::rlimit { rlim_cur: bytes as libc::rlim_t, rlim_max: bytes as libc::rlim_t };
+            check(libc::setrlimit(libc::RLIMIT_DATA, &limit), Step::DataLimit)?;
+        }
         // While we are still who the daemon is. Best effort: the governor does not depend on the kernel's choice.
         raise_oom_score(&plan.oom_score_adj);
         if let Some(user) = launch.user {
@@ -416,6 +429,7 @@ mod tests {
             user: None,
             oom_score_adj: 0,
             cgroup: Some(cgroup),
+            data_limit: None,
             mark: u64::MAX,
         })
     }

@@ -15,6 +15,26 @@ pub fn send_file(socket: impl AsFd, file: &File, offset: u64, count: u64) -> io:
     u64::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Seconds without a sign of a TCP peer until it is asked for one, between two questions, and how many stay unanswered.
+const KEEP_ALIVE: [(libc::c_int, libc::c_int); 3] =
+    [(libc::TCP_KEEPIDLE, 60), (libc::TCP_KEEPINTVL, 15), (libc::TCP_KEEPCNT, 4)];
+
+/// Notices peers that vanish without a word, such as a host that lost its power (tcp(7)). What is set on a listener is
+/// set on every connection it accepts.
+pub fn notice_vanished_peers(socket: impl AsFd) -> io::Result<()> {
+    let options = KEEP_ALIVE.map(|(name, value)| (libc::IPPROTO_TCP, name, value));
+    for (level, name, value) in options.into_iter().chain([(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)]) {
+        let length = size_of_val(&value) as libc::socklen_t;
+        // SAFETY: `value` outlives the call, and the length is its own.
+        let result =
+            unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), length) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Waits until there is something to read; `false` after `timeout`.
 pub fn wait_readable(socket: impl AsFd, timeout: Duration) -> io::Result<bool> {
     let mut entry = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };

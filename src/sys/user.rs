@@ -1,4 +1,4 @@
-//! Users by name.
+//! Users and groups by name.
 
 use std::ffi::CString;
 use std::io;
@@ -71,6 +71,33 @@ pub fn lookup(name: &str) -> io::Result<Option<User>> {
     }
 }
 
+/// The number of a group by its name, or by the number itself; `None` if there is no such name: getgrnam_r(3).
+pub fn group(name: &str) -> io::Result<Option<u32>> {
+    if let Ok(number) = name.parse() {
+        return Ok(Some(number));
+    }
+    let Ok(name) = CString::new(name) else { return Ok(None) };
+    let mut buffer = vec![0 as libc::c_char; BUFFER_START];
+    loop {
+        let mut entry = MaybeUninit::<libc::group>::uninit();
+        let mut found = std::ptr::null_mut();
+        // SAFETY: the name ends with NUL, the buffer's length is its own, and both outputs are live locals.
+        let error = unsafe {
+            libc::getgrnam_r(name.as_ptr(), entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &mut found)
+        };
+        match error {
+            0 | libc::ENOENT | libc::ESRCH if found.is_null() => return Ok(None),
+            0 => {
+                // SAFETY: a non-null result says that the entry has been filled in.
+                return Ok(Some(unsafe { entry.assume_init_ref() }.gr_gid));
+            }
+            libc::EINTR => {}
+            libc::ERANGE if buffer.len() < BUFFER_MAX => buffer.resize(buffer.len() * 4, 0),
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,5 +109,13 @@ mod tests {
         assert!(root.groups.contains(&0), "{root:?}");
         assert_eq!(lookup("no-such-user-here").unwrap(), None);
         assert_eq!(lookup("nul\0byte").unwrap(), None);
+    }
+
+    #[test]
+    fn a_group_is_found_by_its_name_or_number() {
+        assert_eq!(group("root").unwrap(), Some(0));
+        assert_eq!(group("1234").unwrap(), Some(1234));
+        assert_eq!(group("no-such-group-here").unwrap(), None);
+        assert_eq!(group("-1").unwrap(), None);
     }
 }

@@ -70,6 +70,7 @@ pub fn spawn(
         user: user.as_ref(),
         oom_score_adj: agent.oom_score_adj,
         cgroup: cgroup.as_ref().and_then(WorkerGroup::join),
+        data_limit: agent.data_limit_bytes,
         mark: room.instance.mark(worker.0),
     });
     // Not before: until then this thread has to stay in the group it sits in.
@@ -255,6 +256,12 @@ fn explain(agent: &AgentSettings, path: &OsStr, failure: &LaunchError) -> String
         (Step::User, _) => format!(
             "cannot start {program} as {}: {error}; only a daemon that runs as root can change users: see agents.{name}.user",
             agent.user.as_deref().unwrap_or_default()
+        ),
+        (Step::DataLimit, _) => format!(
+            "agent {} cannot be limited to {} MiB of data: {error}; lower agents.{}.data_limit_mb, or start the daemon as root",
+            agent.name,
+            agent.data_limit_bytes.unwrap_or(0) >> 20,
+            agent.name
         ),
         (Step::Process | Step::Descriptors, _) => cannot_start(agent, error),
     }

@@ -86,7 +86,7 @@ impl Connection {
 
     pub fn receive_for(&mut self, method: &str) -> io::Result<Response> {
         let mut response = self.receive_head()?;
-        if method == "HEAD" || response.status == 204 || response.status < 200 {
+        if method == "HEAD" || matches!(response.status, 204 | 304) || response.status < 200 {
             return Ok(response);
         }
         if response.header("transfer-encoding").is_some() {

@@ -17,6 +17,6 @@ pub use config::{agent, bad_agent, repository, worker};
 pub use daemon::{Daemon, Home};
 pub use http::{Connection, Request, Response, free_port};
 pub use memory::{Ballast, MIB, Memory, ballast, leak, metric};
-pub use outside::{Ran, run, run_command, shell};
+pub use outside::{Ran, command, run, run_command, shell};
 pub use process::{Footprint, children, descendants, is_alive, signal, start_time};
 pub use wait::{LIMIT, never_until, soon, until};

@@ -139,6 +139,14 @@ pub enum Notice {
         soft_limit_bytes: u64,
         incident: Option<IncidentId>,
     },
+    /// It could start but for memory.
+    TaskWaiting {
+        task: TaskId,
+        agent: Arc<str>,
+        reason: &'static str,
+        text: String,
+        incident: Option<IncidentId>,
+    },
     MemoryAction {
         action: &'static str,
         task: Option<TaskId>,
@@ -221,9 +229,10 @@ pub enum Field<'a> {
 
 impl Notice {
     /// The event names that stand in kurultaid(8).
-    pub const NAMES: [&'static str; 28] = [
+    pub const NAMES: [&'static str; 29] = [
         "TASK_ACCEPTED",
         "TASK_REJECTED",
+        "TASK_WAITING",
         "TASK_STARTED",
         "TASK_PROGRESS",
         "TASK_COMPLETED",
@@ -256,6 +265,7 @@ impl Notice {
         match self {
             Notice::TaskAccepted { .. } => "TASK_ACCEPTED",
             Notice::TaskRejected { .. } => "TASK_REJECTED",
+            Notice::TaskWaiting { .. } => "TASK_WAITING",
             Notice::TaskStarted { .. } => "TASK_STARTED",
             Notice::TaskProgress { .. } => "TASK_PROGRESS",
             Notice::TaskCompleted { .. } => "TASK_COMPLETED",
@@ -292,6 +302,7 @@ impl Notice {
         match self {
             Notice::TaskProgress { .. } => Severity::Debug,
             Notice::TaskAccepted { .. }
+            | Notice::TaskWaiting { .. }
             | Notice::TaskStarted { .. }
             | Notice::TaskCompleted { .. }
             | Notice::TaskCancelled { .. }
@@ -320,6 +331,7 @@ impl Notice {
     pub fn task(&self) -> Option<TaskId> {
         match self {
             Notice::TaskAccepted { task, .. }
+            | Notice::TaskWaiting { task, .. }
             | Notice::TaskStarted { task, .. }
             | Notice::TaskProgress { task, .. }
             | Notice::TaskCompleted { task, .. }
@@ -349,6 +361,7 @@ impl Notice {
             Notice::TaskProgress { .. } | Notice::TaskCompleted { .. } | Notice::WorkerSpawned { .. } => false,
             Notice::TaskAccepted { .. }
             | Notice::TaskRejected { .. }
+            | Notice::TaskWaiting { .. }
             | Notice::TaskStarted { .. }
             | Notice::TaskFailed { .. }
             | Notice::TaskRetried { .. }

@@ -10,6 +10,7 @@ impl Notice {
                 format!("accepted at priority {}; {waiting} were waiting", priority.name())
             }
             Notice::TaskRejected { code, text, .. } => format!("refused ({code}): {text}"),
+            Notice::TaskWaiting { text, .. } => format!("waits: {text}"),
             Notice::TaskStarted { worker, attempt, waited, .. } => {
                 format!("started on worker {worker}, attempt {attempt}, after waiting {} ms", waited.as_millis())
             }

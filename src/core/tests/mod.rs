@@ -20,6 +20,7 @@ mod schedules;
 mod settled;
 mod sim;
 mod views;
+mod waiting;
 mod walk;
 mod words;
 mod world;

@@ -115,6 +115,18 @@ fn queued_skippable_heartbeats_are_passed_over_at_warning_and_run_when_it_is_ove
 }
 
 #[test]
+fn while_governance_is_rolled_out_each_beat_goes_by_its_own_task() {
+    let mut sim = beating(|_| {});
+    sim.reconfigure(|settings| settings.features.rollout_percent = 50);
+    sim.memory_at(710);
+    let mut given = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        given.extend(beats(&mut sim, s(60)).into_iter().map(|beat| sim.state(beat) == TaskState::Running));
+    }
+    assert_eq!(given.len(), 2, "some run and some are passed over");
+}
+
+#[test]
 fn while_the_mode_is_observe_nothing_is_skipped() {
     let mut sim = beating(|_| {});
     sim.reconfigure(|settings| settings.memory.mode = crate::core::settings::Mode::Observe);

@@ -84,7 +84,7 @@ fn nothing_waits_for_nothing(core: &Core, waiting: &[TaskId], now: Duration) {
             continue;
         }
         let idle = core.pool.warmest_idle(agent);
-        if is_governed && !core.pool.is_empty() && !core.fits(agent, idle) {
+        if is_governed && !core.pool.is_empty() && core.shortage(task, agent, idle).is_some() {
             // It waits for memory that others hold, and what comes after it lets it have that.
             return;
         }

@@ -87,6 +87,7 @@ pub fn agent(name: &str, mode: AgentMode) -> AgentSettings {
         max_workers: None,
         max_oom_kills: 2,
         oom_score_adj: 500,
+        data_limit_bytes: None,
         has_kernel_limit: true,
     }
 }

@@ -16,6 +16,10 @@ use crate::memory::reading::read_text;
 /// Less than this is not worth a write.
 const STEP: u64 = 128 * 1024;
 
+/// Readings of a worker that has not changed, of which one looks into its group again: `memory.stat` costs more than all
+/// else of a reading.
+const LOOK_EVERY: u32 = 16;
+
 /// As the two versions call things.
 #[derive(Debug, Clone, Copy)]
 struct Names {
@@ -43,6 +47,10 @@ pub struct Hold {
     names: Names,
     hard_limit_bytes: u64,
     set_bytes: u64,
+    /// What the worker held when its group was last looked into, and readings since.
+    looked_at: u64,
+    readings: u32,
+    is_inside: bool,
 }
 
 impl Hold {
@@ -58,7 +66,17 @@ impl Hold {
         let open = |file: &str| File::open(group.join(file)).ok();
         let (usage, stat) = (open(names.usage)?, open("memory.stat")?);
         let limit = OpenOptions::new().write(true).open(group.join(names.limit)).ok()?;
-        Some(Hold { usage, stat, limit, names, hard_limit_bytes, set_bytes: hard_limit_bytes })
+        Some(Hold {
+            usage,
+            stat,
+            limit,
+            names,
+            hard_limit_bytes,
+            set_bytes: hard_limit_bytes,
+            looked_at: 0,
+            readings: 0,
+            is_inside: true,
+        })
     }
 
     /// Has the kernel stop the worker at its limit, now that it holds `rss` bytes. `false`: what it holds is not in the
@@ -68,8 +86,14 @@ impl Hold {
         if rss < self.hard_limit_bytes / 2 || rss > self.hard_limit_bytes {
             return true;
         }
+        self.readings += 1;
+        if rss.abs_diff(self.looked_at) < STEP && self.readings < LOOK_EVERY {
+            return self.is_inside;
+        }
+        (self.looked_at, self.readings) = (rss, 0);
         let held = self.held().unwrap_or(0);
-        if held < rss / 4 {
+        self.is_inside = held >= rss / 4;
+        if !self.is_inside {
             return false;
         }
         let wanted = self.hard_limit_bytes - rss.saturating_sub(held);

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use crate::sys::file::{has_attribute, may_write};
 pub use groups::{Cgroups, Groups};
 pub use hold::Hold;
-pub use own::{Fill, OwnCgroup};
+pub use own::OwnCgroup;
 use place::Hierarchy;
 pub use usher::Usher;
 pub use worker_group::WorkerGroup;

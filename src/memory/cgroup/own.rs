@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use super::place::{self, Hierarchy};
+use crate::core::governor::Fill;
 use crate::memory::reading::read_text;
 
 /// A version 1 group without a limit has the largest number of pages there can be, a little below 2^63.
@@ -16,14 +17,6 @@ pub struct OwnCgroup {
     limit: File,
     stat: File,
     inactive_file: &'static str,
-}
-
-/// In bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fill {
-    /// Without the page cache that nobody used lately: it is given back before anybody is killed.
-    pub used: u64,
-    pub limit: u64,
 }
 
 impl OwnCgroup {
@@ -59,19 +52,14 @@ impl OwnCgroup {
         })
     }
 
-    /// `None` while it has no limit.
+    /// `None` while it has no limit. The page cache that nobody used lately does not count: it is given back before anybody
+    /// is killed.
     pub fn read(&self) -> Option<Fill> {
         let limit = number(&self.limit).filter(|limit| (1..UNLIMITED).contains(limit))?;
         let usage = number(&self.usage)?;
         let mut buffer = [0_u8; 4096];
         let stat = read_text(&self.stat, &mut buffer).ok()?;
         Some(Fill { used: usage.saturating_sub(statistic(stat, self.inactive_file)), limit })
-    }
-}
-
-impl Fill {
-    pub fn ratio(&self) -> f64 {
-        self.used as f64 / self.limit as f64
     }
 }
 

@@ -1,5 +1,6 @@
 //! Version 2 over a directory that stands for the kernel's; what needs the kernel is tested where there is one to write to.
 
+use crate::core::governor::Fill;
 use std::fs;
 use std::path::PathBuf;
 

@@ -160,6 +160,7 @@ pub fn agent(mode: AgentMode, command: &[&str]) -> AgentSettings {
         max_workers: None,
         max_oom_kills: 2,
         oom_score_adj: 500,
+        data_limit_bytes: None,
         has_kernel_limit: true,
     }
 }

@@ -1,0 +1,43 @@
+//! Submissions that are asked about before their payloads have come, so that none is sent for nothing.
+
+use super::Scheduler;
+use super::call::{Answer, Draft};
+use super::storage;
+use crate::core::admission::DRAIN_RETRY;
+use crate::core::event::Event;
+use crate::core::ids::TaskId;
+use crate::core::notice::Notice;
+use crate::core::refusal::Refusal;
+
+impl<W: Send + 'static> Scheduler<W> {
+    /// A refusal counts and is told as one, for the submission itself will not come.
+    pub(super) fn probe(&mut self, task: TaskId, draft: Option<Box<Draft>>) -> Answer {
+        if let Some(trouble) = &self.storage {
+            return Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };
+        }
+        // Why: what refuses may have passed since the core last heard of the time.
+        self.step(Event::DeadlinePassed);
+        self.perform();
+        let Some(draft) = draft else {
+            let is_draining = self.core.is_draining();
+            return if is_draining {
+                Answer::Refused(Refusal::Draining { retry_after: DRAIN_RETRY })
+            } else {
+                Answer::Admissible
+            };
+        };
+        let spec = draft.complete(self.core.settings());
+        match self.core.would_admit(task, &spec) {
+            Ok(()) => Answer::Admissible,
+            Err(refusal) => {
+                self.note(Notice::TaskRejected {
+                    agent: spec.agent,
+                    code: refusal.code(),
+                    text: refusal.to_string(),
+                    request: spec.request_id,
+                });
+                Answer::Refused(refusal)
+            }
+        }
+    }
+}
