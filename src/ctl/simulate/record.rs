@@ -17,6 +17,9 @@ const HISTORY_MAX: usize = 1000;
 /// Between two runs of one agent that differ by less the spread is none.
 const ALIKE: f64 = 1.01;
 
+/// What a process is taken to hold without a task, if its tasks held more.
+const IDLE_MB: f64 = 10.0;
+
 pub fn run(api: &Api, console: &mut Console) -> Result<(), CtlError> {
     let reply = api.get::<Tasks>(format!("/v1/tasks?state=completed,failed&limit={HISTORY_MAX}"))?;
     let usable = Vec::from_iter(reply.value.tasks.iter().filter(|task| task.duration_ms.is_some()));
@@ -35,7 +38,7 @@ pub fn profile(tasks: &[&Task]) -> String {
     let spanned_s = created.last().zip(created.first()).map_or(0.0, |(last, first)| (last - first) as f64 / 1000.0);
     let interval_s = (spanned_s / (tasks.len().saturating_sub(1).max(1)) as f64).max(0.01);
     let mut text = format!(
-        "# Recorded from the last {} tasks of a running daemon. What it does not remember is at its default:\n\
+        "# Recorded from the last {} tasks of a running daemon. What it does not remember is a guess or at its default:\n\
          # idle_mb, ready_s and leak_mb_per_s; and all submissions come from one, at even intervals.\n\n\
          [[phases]]\nname = \"recorded\"\nduration_s = {}\nagents = 1\ninterval_s = {}\n",
         tasks.len(),
@@ -64,14 +67,19 @@ pub fn profile(tasks: &[&Task]) -> String {
 fn section(agent: &str, tasks: &[&Task]) -> String {
     let seconds = tasks.iter().filter_map(|task| task.duration_ms).map(|ms| ms / 1000.0);
     let peaks = tasks.iter().filter_map(|task| task.peak_rss_bytes).map(|bytes| bytes as f64 / 1_048_576.0);
+    let peaks = Vec::from_iter(peaks);
+    let least = peaks.iter().copied().fold(f64::INFINITY, f64::min);
     let crashed = tasks.iter().filter(|task| task.error.as_ref().is_some_and(|error| error.code == "worker_crashed"));
     let name = toml_key(agent);
     let mut text = format!(
         "\n[agents.{name}]\nshare = {}\nrun_s = {}\npeak_mb = {}\n",
         tasks.len().min(HISTORY_MAX),
         spread(seconds.collect()).unwrap_or_else(|| "0".to_owned()),
-        spread(peaks.collect()).unwrap_or_else(|| "10 # not seen".to_owned()),
+        spread(peaks).unwrap_or_else(|| "10 # not seen".to_owned()),
     );
+    if least < IDLE_MB {
+        let _ = writeln!(text, "idle_mb = {}", rounded(least));
+    }
     let crash = crashed.count() as f64 / tasks.len() as f64;
     if crash > 0.0 {
         let _ = writeln!(text, "crash = {}", rounded(crash));

@@ -227,7 +227,7 @@ fn a_recorded_profile_is_one_that_can_be_simulated() {
         task("a", 2, 60),
         task("a", 9, 90),
         Task { error: Some(crashed), preemptions: Some(1), ..task("a", 3, 60) },
-        task("b", 4, 30),
+        task("b", 4, 3),
     ];
     let text = record::profile(&tasks.iter().collect::<Vec<_>>());
     let load = load(&text);
@@ -236,5 +236,6 @@ fn a_recorded_profile_is_one_that_can_be_simulated() {
     let [a, b] = ["a", "b"].map(|agent| load.agents[agent].clone());
     assert_eq!((a.share, a.run, a.crash), (4, Spread::LogNormal { p50: 2.0, p95: 9.0 }, 0.25), "{text}");
     assert_eq!((a.gives_checkpoints, a.max_retries, b.gives_checkpoints), (true, Some(1), false));
-    assert_eq!((b.share, b.run, b.peak), (1, Spread::Fixed(4.0), Spread::Fixed(30.0 * 1_048_576.0)));
+    assert_eq!((b.share, b.run, b.peak), (1, Spread::Fixed(4.0), Spread::Fixed(3.0 * 1_048_576.0)));
+    assert_eq!((a.idle, b.idle), (Spread::Fixed(10.0 * 1_048_576.0), b.peak), "never more than a task's peak");
 }
