@@ -20,7 +20,11 @@ AGENTS = $(filter-out %/__pycache__,$(wildcard scripts/agents/*))
 SCRIPTS = .ci/run $(shell awk 'FNR == 1 && /^\#!.*[/ ](ba)?sh( |$$)/ { print FILENAME }' \
 	$$(find scripts tests conf -type f ! -name '*.pyc')) scripts/agents/kurultai.sh
 
-.PHONY: build help demo run test check coverage bench footprint install uninstall clean
+SEED =
+COUNT =
+SECONDS =
+
+.PHONY: build help demo run test simulate check coverage bench footprint install uninstall clean
 
 build: ## optimised programs in target/release (the default)
 	$(CARGO) build --release --locked
@@ -44,6 +48,11 @@ test: ## all tests
 	KURULTAID="$(abspath $(TARGET))/debug/kurultaid" python3 tests/browser/test_page.py
 	shellcheck $(SCRIPTS)
 
+# Why these names: SEED is the first seed to walk, COUNT how many from it on; SECONDS goes on with new ones.
+simulate: ## random walks through the core, for a minute; SEED=n walks one again, also COUNT=n SECONDS=n
+	KURULTAI_SEED=$(SEED) KURULTAI_COUNT=$(COUNT) KURULTAI_SECONDS=$(or $(SECONDS),$(if $(SEED)$(COUNT),,60)) \
+		$(CARGO) test --locked --profile simulation --lib core::tests::walk -- --nocapture
+
 check: ## formatting and lints
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
@@ -66,7 +75,7 @@ footprint: build ## memory of the daemon, idle and under load
 install: ## into DESTDIR, PREFIX (/usr/local) and SYSCONFDIR (/etc); run make before
 	@test -x $(TARGET)/release/kurultaid || { echo "nothing is built: run make first" >&2; exit 1; }
 	$(INSTALL) -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(BINDIR) $(DESTDIR)$(CONFDIR) $(DESTDIR)$(INITDIR) \
-		$(DESTDIR)$(UNITDIR) $(DESTDIR)$(SHAREDIR)/kurultai/agents \
+		$(DESTDIR)$(UNITDIR) $(DESTDIR)$(SHAREDIR)/kurultai/agents $(DESTDIR)$(SHAREDIR)/kurultai/profiles \
 		$(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7 $(DESTDIR)$(MANDIR)/man8 \
 		$(DESTDIR)$(SHAREDIR)/bash-completion/completions $(DESTDIR)$(SHAREDIR)/zsh/site-functions \
 		$(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d
@@ -86,6 +95,7 @@ install: ## into DESTDIR, PREFIX (/usr/local) and SYSCONFDIR (/etc); run make be
 		$(INSTALL) -m $$mode $$agent $(DESTDIR)$(SHAREDIR)/kurultai/agents/ || exit 1; \
 	done
 	$(INSTALL) -m 644 conf/kurultai.toml $(DESTDIR)$(SHAREDIR)/kurultai/kurultai.toml
+	$(INSTALL) -m 644 conf/profiles/*.toml $(DESTDIR)$(SHAREDIR)/kurultai/profiles/
 	test -e $(DESTDIR)$(CONFDIR)/kurultai.toml || \
 		$(INSTALL) -m 644 conf/kurultai.toml $(DESTDIR)$(CONFDIR)/kurultai.toml
 	sed 's,^DAEMON=/usr/local/sbin,DAEMON=$(SBINDIR),' scripts/init/kurultaid > $(DESTDIR)$(INITDIR)/kurultaid

@@ -11,6 +11,7 @@ pub mod gateway;
 pub mod memory;
 pub mod metrics;
 pub mod scheduler;
+pub mod simulation;
 pub mod spool;
 pub mod sys;
 pub mod worker;

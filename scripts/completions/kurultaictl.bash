@@ -11,7 +11,7 @@ _kurultaictl() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if ((skip)); then skip=0; continue; fi
         case $word in
-            --socket|--url|--token-file|--priority|--timeout|--retries|--idempotency-key|--state|--agent|--limit|--types) skip=1 ;;
+            --socket|--url|--token-file|--priority|--timeout|--retries|--idempotency-key|--state|--agent|--limit|--types|--config|--profile|--seed) skip=1 ;;
             -*) ;;
             *)
                 if [[ $command ]]; then operand=$((operand + 1))
@@ -23,10 +23,10 @@ _kurultaictl() {
     done
 
     case $prev in
-        --socket|--token-file) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
+        --socket|--token-file|--config|--profile) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
         --priority) mapfile -t COMPREPLY < <(compgen -W 'critical high normal low heartbeat' -- "$cur"); return ;;
         --state) mapfile -t COMPREPLY < <(compgen -W 'queued running preempted completed failed cancelled skipped evicted' -- "$cur"); return ;;
-        --url|--timeout|--retries|--idempotency-key|--agent|--limit|--types) return ;;
+        --url|--timeout|--retries|--idempotency-key|--agent|--limit|--types|--seed) return ;;
     esac
 
     case $command in
@@ -44,6 +44,7 @@ _kurultaictl() {
         'breakers close') words='' ;;
         'memory') words='' ;;
         'doctor') words='' ;;
+        'simulate') words='--config --profile --seed --csv --record' ;;
         'why') words='' ;;
         'events') words='--types' ;;
         'reload') words='' ;;
@@ -53,7 +54,7 @@ _kurultaictl() {
             case $group in
                 tasks) words='list show cancel result follow' ;;
                 breakers) words='list open close' ;;
-                *) words='status submit tasks queue workers breakers memory doctor why events reload drain completions' ;;
+                *) words='status submit tasks queue workers breakers memory doctor simulate why events reload drain completions' ;;
             esac ;;
     esac
 

@@ -10,7 +10,7 @@ function __kurultaictl_at
             continue
         end
         switch $word
-            case --socket --url --token-file --priority --timeout --retries --idempotency-key --state --agent --limit --types
+            case --socket --url --token-file --priority --timeout --retries --idempotency-key --state --agent --limit --types --config --profile --seed
                 set skip 1
             case '-*'
             case '*'
@@ -50,6 +50,7 @@ complete -c kurultaictl -n '__kurultaictl_at --group breakers' -a open -d 'force
 complete -c kurultaictl -n '__kurultaictl_at --group breakers' -a close -d 'force a breaker closed'
 complete -c kurultaictl -n '__kurultaictl_at' -a memory -d 'memory use against the limits'
 complete -c kurultaictl -n '__kurultaictl_at' -a doctor -d 'what holds the limits on this host'
+complete -c kurultaictl -n '__kurultaictl_at' -a simulate -d 'what the daemon would do with a load'
 complete -c kurultaictl -n '__kurultaictl_at' -a why -d 'why a task waits or was stopped'
 complete -c kurultaictl -n '__kurultaictl_at' -a events -d 'print events as they happen'
 complete -c kurultaictl -n '__kurultaictl_at' -a reload -d 'read the configuration again'
@@ -66,6 +67,11 @@ complete -c kurultaictl -n '__kurultaictl_at submit' -l json-payload -d 'the pay
 complete -c kurultaictl -n '__kurultaictl_at tasks list' -l state -x -a 'queued running preempted completed failed cancelled skipped evicted' -d 'only in these states'
 complete -c kurultaictl -n '__kurultaictl_at tasks list' -l agent -x -d 'only of this agent'
 complete -c kurultaictl -n '__kurultaictl_at tasks list' -l limit -x -d 'at most so many'
+complete -c kurultaictl -n '__kurultaictl_at simulate' -l config -r -F -d 'the configuration of the daemon'
+complete -c kurultaictl -n '__kurultaictl_at simulate' -l profile -r -F -d 'the load'
+complete -c kurultaictl -n '__kurultaictl_at simulate' -l seed -x -d 'where chance begins'
+complete -c kurultaictl -n '__kurultaictl_at simulate' -l csv -d 'print memory and queue over time'
+complete -c kurultaictl -n '__kurultaictl_at simulate' -l record -d 'print a profile of a running daemon'
 complete -c kurultaictl -n '__kurultaictl_at events' -l types -x -d 'only these events'
 complete -c kurultaictl -n '__kurultaictl_at submit' -F
 complete -c kurultaictl -n '__kurultaictl_at completions' -a 'bash zsh fish'

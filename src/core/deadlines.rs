@@ -58,6 +58,10 @@ impl Core {
         // Why first: what the drain's deadline ends is left to the next start, not failed for being late.
         self.pass_drain();
         self.pass_workers();
+        self.pass_retention();
+    }
+
+    pub(super) fn pass_retention(&mut self) {
         let retention = self.retention();
         while let Some(task) = self.ledger.forget_one(self.now.at, &retention) {
             self.actions.push(Action::Record(Record::Forgotten { task }));

@@ -117,6 +117,8 @@ impl Core {
         self.now = now;
         // Why first: whoever asks once a breaker's pause is over is not to be refused for nobody having looked.
         self.pass_breakers();
+        // Why first: a key whose task is forgotten in this moment stands for nothing any more.
+        self.pass_retention();
         match event {
             Event::Submitted { ticket, task, spec } => self.submit(ticket, task, *spec),
             Event::CancelRequested { ticket, task } => self.cancel(ticket, task),

@@ -137,6 +137,16 @@ impl Core {
         self.governor.incident()
     }
 
+    /// How full the memory is, by the last reading.
+    pub fn level(&self) -> Level {
+        self.governor.level()
+    }
+
+    /// Tasks that wait, queued or parked.
+    pub fn waiting(&self) -> usize {
+        self.queue.waiting()
+    }
+
     pub fn breaker(&self, name: &str, now: Now) -> Option<BreakerView> {
         self.breakers.get(name).map(|breaker| breaker.view(now.at))
     }

@@ -5,6 +5,7 @@
 
 use super::catalogue::{COMMANDS, CommandSpec, GLOBAL, OptionSpec, SHELLS, STATES, ValueSpec, find, is_group};
 use super::error::CtlError;
+use super::simulate::Simulate;
 use super::{Env, help};
 use crate::core::ids::TaskId;
 use crate::core::task::Priority;
@@ -53,6 +54,7 @@ pub enum Command {
     BreakersClose(String),
     Memory,
     Doctor,
+    Simulate(Simulate),
     Why(TaskId),
     Events { types: Option<String> },
     Reload,
@@ -242,6 +244,13 @@ impl Words {
             "breakers close" => Command::BreakersClose(self.name("breaker")?),
             "memory" => Command::Memory,
             "doctor" => Command::Doctor,
+            "simulate" => Command::Simulate(Simulate {
+                config: self.path("config")?,
+                profile: self.path("profile")?,
+                seed: self.number("seed", 0, u64::MAX)?,
+                csv: self.has("csv"),
+                record: self.has("record"),
+            }),
             "why" => Command::Why(self.task()?),
             "events" => Command::Events { types: self.text("types")? },
             "reload" => Command::Reload,

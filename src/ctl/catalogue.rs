@@ -98,6 +98,19 @@ pub const COMMANDS: &[CommandSpec] = &[
     command("breakers close", "NAME", (1, 1), "force a circuit breaker closed", &[]),
     command("memory", "", (0, 0), "memory use against the limits, by source", &[]),
     command("doctor", "", (0, 0), "what is effective on this host, and what holds a worker's limits", &[]),
+    command(
+        "simulate",
+        "",
+        (0, 0),
+        "what the daemon would do with a load: kurultai-simulate(7)",
+        &[
+            option("config", Required("FILE"), "the daemon's configuration (/etc/kurultai/kurultai.toml)"),
+            option("profile", Required("FILE"), "the load"),
+            option("seed", Required("N"), "where chance begins; the same N, the same simulation (1)"),
+            option("csv", Bare, "print memory and queue over time as CSV"),
+            option("record", Bare, "print a profile made from a running daemon's history"),
+        ],
+    ),
     command("why", "TASK", (1, 1), "why a task waits, was preempted, killed, refused or retried", &[]),
     command(
         "events",
@@ -131,7 +144,8 @@ pub const STATES: [(&str, bool); 8] = [
 
 /// Variables the client reads, for the manual's test.
 #[cfg(test)]
-pub const ENVIRONMENT: [&str; 5] = ["KURULTAI_SOCKET", "KURULTAI_URL", "KURULTAI_TOKEN_FILE", "NO_COLOR", "COLUMNS"];
+pub const ENVIRONMENT: [&str; 8] =
+    ["KURULTAI_SOCKET", "KURULTAI_URL", "KURULTAI_TOKEN_FILE", "NO_COLOR", "COLUMNS", "LC_ALL", "LC_CTYPE", "LANG"];
 
 /// The first words of commands of two words: `tasks`, `breakers`.
 pub fn is_group(word: &str) -> bool {

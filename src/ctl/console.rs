@@ -18,6 +18,8 @@ pub struct Env {
     pub no_color: Option<OsString>,
     pub term: Option<OsString>,
     pub columns: Option<OsString>,
+    /// What says how characters are spelled: the first of LC_ALL, LC_CTYPE and LANG (locale(7)).
+    pub locale: Option<OsString>,
 }
 
 impl Env {
@@ -30,12 +32,18 @@ impl Env {
             no_color: set("NO_COLOR"),
             term: set("TERM"),
             columns: set("COLUMNS"),
+            locale: set("LC_ALL").or_else(|| set("LC_CTYPE")).or_else(|| set("LANG")),
         }
     }
 
     fn width(&self) -> usize {
         let columns = self.columns.as_ref().and_then(|columns| columns.to_str()?.parse().ok());
         columns.map_or(DEFAULT_WIDTH, |columns: usize| columns.clamp(40, 1000))
+    }
+
+    fn utf8(&self) -> bool {
+        let locale = self.locale.as_ref().map(|locale| locale.to_string_lossy().to_ascii_lowercase());
+        locale.is_some_and(|locale| locale.contains("utf-8") || locale.contains("utf8"))
     }
 }
 
@@ -58,6 +66,7 @@ pub struct Console {
     out_terminal: bool,
     err_terminal: bool,
     colour: bool,
+    utf8: bool,
     /// Columns a line may take on a terminal.
     pub width: usize,
     /// Between two looks of `status --watch`, and between attempts to follow a task through a restart.
@@ -75,6 +84,7 @@ impl Console {
             out_terminal,
             err_terminal: io::stderr().is_terminal(),
             colour: out_terminal && env.no_color.is_none() && !dumb,
+            utf8: env.utf8(),
             width: env.width(),
             pause: Duration::from_secs(1),
         }
@@ -82,6 +92,11 @@ impl Console {
 
     pub fn out_is_terminal(&self) -> bool {
         self.out_terminal
+    }
+
+    /// Whether characters beyond ASCII are shown as what they are.
+    pub fn speaks_utf8(&self) -> bool {
+        self.utf8
     }
 
     pub fn err_is_terminal(&self) -> bool {
@@ -193,8 +208,14 @@ impl Console {
             out_terminal: terminal,
             err_terminal: false,
             colour: false,
+            utf8: true,
             width: DEFAULT_WIDTH,
             pause: Duration::ZERO,
         }
+    }
+
+    /// The same on a terminal that knows ASCII only.
+    pub fn ascii(self) -> Console {
+        Console { utf8: false, ..self }
     }
 }

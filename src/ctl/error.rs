@@ -60,6 +60,9 @@ pub enum CtlError {
     Input { what: String, source: io::Error },
     #[error("{what} cannot be sent: {why}")]
     Unsendable { what: String, why: String },
+    /// Problems of files, a line each.
+    #[error("{0}")]
+    Invalid(String),
     #[error("cannot write the output: {0}")]
     Output(io::Error),
 }
@@ -83,6 +86,7 @@ impl CtlError {
             | CtlError::TaskEnded { .. }
             | CtlError::Input { .. }
             | CtlError::Unsendable { .. }
+            | CtlError::Invalid(_)
             | CtlError::Output(_) => exit::FAILED,
         }
     }

@@ -1,8 +1,9 @@
 //! The client, `kurultaictl`: its commands, their screens, and the small HTTP client under them.
 //!
-//! Owns everything the person at the keyboard sees. May import the core's ids and priorities, and the clock. Must
-//! never know the daemon's threads: it has the same API as everybody else. Nothing outside this room uses it, so what
-//! only the client needs costs the daemon no memory.
+//! Owns everything the person at the keyboard sees. May import the core's ids and priorities, the clock, and for
+//! `simulate` the configuration, its translation for the core, and the simulation. Must never know the daemon's
+//! threads: it has the same API as everybody else. Nothing outside this room uses it, so what only the client needs
+//! costs the daemon no memory.
 
 mod api;
 mod args;
@@ -17,6 +18,7 @@ mod help;
 mod http;
 mod parts;
 mod payload;
+mod simulate;
 mod status;
 mod submit;
 mod table;
@@ -31,6 +33,7 @@ mod fake;
 mod tests;
 
 pub use console::{Console, Env};
+pub use simulate::{PROFILE_KEYS, PROFILE_MAX, ProfileKey, ProfileKind, SUBMISSIONS_MAX, Without};
 
 use api::Api;
 use args::{Address, Asked, Command, Invocation};
@@ -89,6 +92,7 @@ fn carry_out(invocation: Invocation, console: &mut Console) -> Result<(), CtlErr
         Command::BreakersClose(name) => parts::force_breaker(&api, console, &name, "close", json),
         Command::Memory => parts::memory(&api, console, json),
         Command::Doctor => doctor::run(&api, console, json),
+        Command::Simulate(asked) => simulate::run(&api, console, &asked, json),
         Command::Why(task) => tasks::why(&api, console, task, json),
         Command::Events { types } => events::run(&api, console, types.as_deref(), json),
         Command::Reload => parts::reload(&api, console, json),

@@ -7,7 +7,7 @@ mod descriptors;
 mod listen;
 pub mod logger;
 mod pid_file;
-mod settings;
+pub(crate) mod settings;
 mod signals;
 mod threads;
 

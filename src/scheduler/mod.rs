@@ -362,13 +362,20 @@ impl<W: Send + 'static> Scheduler<W> {
             for action in actions {
                 self.perform_one(action, &mut replies);
             }
-            match &self.ports.syncer {
-                Some(syncer) if has_records => syncer.release(replies, results),
-                Some(_) | None => replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply)),
-            }
+            self.release(replies, results, has_records);
         }
         if self.spool.wants_rewrite() {
             self.rewrite_journal();
+        }
+    }
+
+    /// Sends these now, or once everything written so far is durable if they rest on that. A submission's always do: it
+    /// may be another caller's that is known again, or one that has waited, and nobody had the disk wait for it.
+    fn release(&self, replies: Vec<Reply<W>>, results: Vec<TaskId>, has_records: bool) {
+        let is_promise = |reply: &Reply<W>| matches!(reply.answer, Answer::Submitted { .. });
+        match &self.ports.syncer {
+            Some(syncer) if has_records || replies.iter().any(is_promise) => syncer.release(replies, results),
+            Some(_) | None => replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply)),
         }
     }
 
@@ -429,13 +436,15 @@ impl<W: Send + 'static> Scheduler<W> {
         if is_duplicate && let Some(unused) = caller.task {
             self.files.remove_inputs(unused);
         }
-        if let Some(trouble) = &self.storage {
+        if let Some(trouble) = self.storage.as_ref().filter(|_| !is_duplicate) {
             // Why: it was taken in memory and could not be written: it must not run after the client heard no.
             let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };
             self.step(Event::CancelRequested { ticket: NOBODY, task });
             return Some(Reply { waiter: caller.waiter, answer });
         }
-        let view = self.core.task(task)?;
+        let Some(view) = self.core.task(task) else {
+            return Some(Reply { waiter: caller.waiter, answer: Answer::Task(None) });
+        };
         match caller.wait {
             Some(wait) if !view.state.is_terminal() && !wait.is_zero() && !self.gone.has(caller.from) => {
                 let until = self.clock.now() + wait;

@@ -71,23 +71,28 @@ impl<W: Send + 'static> Scheduler<W> {
 
     pub(super) fn time_out_waiting(&mut self) {
         let now = self.clock.now();
+        let mut replies = Vec::new();
         while let Some(index) = self.waiting.iter().position(|waiting| waiting.until <= now) {
             let waiting = self.waiting.swap_remove(index);
             let answer = match self.core.task(waiting.task) {
                 Some(view) => Answer::Submitted { view: Box::new(view), is_duplicate: waiting.is_duplicate },
                 None => Answer::Task(None),
             };
-            self.reply(waiting.waiter, answer);
+            replies.push(Reply { waiter: waiting.waiter, answer });
         }
+        // Why: nobody has been answered for these tasks, so that nobody has waited for the disk yet.
+        self.release(replies, Vec::new(), false);
     }
 
     /// Whoever still waits is told how his task stands: it is safe in the spool.
     pub(super) fn dismiss_waiting(&mut self) {
+        let mut replies = Vec::new();
         for waiting in std::mem::take(&mut self.waiting) {
             let view = self.core.task(waiting.task).map(Box::new);
             let answer =
                 view.map_or(Answer::Task(None), |view| Answer::Submitted { view, is_duplicate: waiting.is_duplicate });
-            self.reply(waiting.waiter, answer);
+            replies.push(Reply { waiter: waiting.waiter, answer });
         }
+        self.release(replies, Vec::new(), false);
     }
 }

@@ -210,6 +210,17 @@ fn a_key_goes_with_its_forgotten_task() {
 }
 
 #[test]
+fn a_key_whose_task_is_forgotten_in_this_moment_makes_a_new_task() {
+    let mut sim = Sim::with(|settings| settings.retention.age = s(60));
+    let first = sim.submit(keyed("once", "k"));
+    sim.complete(first);
+    // Nobody has looked since: the submission itself is what comes first after the deadline.
+    sim.now += s(60);
+    let submission = sim.try_submit(keyed("once", "k")).expect("taken");
+    assert!(!submission.is_duplicate && submission.task != first, "{submission:?}");
+}
+
+#[test]
 fn what_can_never_run_is_refused_with_what_to_change() {
     let mut sim = Sim::new();
     let refusal = sim.refused(task("nobody"));

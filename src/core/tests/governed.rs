@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::processes::{Process, Temper};
 use super::sim::{holding, memory};
-use super::world::Dice;
 use crate::core::Core;
-use crate::core::event::{Action, Event};
 use crate::core::governor::{Level, MemorySample};
-use crate::core::ids::{TaskId, WorkerId};
+use crate::core::ids::{IncidentId, TaskId, WorkerId};
 use crate::core::ledger::Task;
 use crate::core::notice::Notice;
 use crate::core::order::{Order, PreemptReason};
 use crate::core::settings::Mode;
 use crate::core::task::{FailureCode, Priority};
+use crate::simulation::desk::Said;
+use crate::simulation::dice::Dice;
 
 /// The memory of the host and of the workers, as walks that mostly go a little up or down and sometimes jump.
 #[derive(Debug)]
@@ -29,14 +30,18 @@ impl MemoryWalk {
     }
 
     /// The next reading.
-    pub fn next(&mut self, dice: &mut Dice, alive: impl Iterator<Item = WorkerId>) -> MemorySample {
+    pub fn next(&mut self, dice: &mut Dice, alive: &BTreeMap<WorkerId, Process>) -> MemorySample {
         self.others = wander(dice, self.others, 40, 700);
         self.available = wander(dice, self.available, 500, 9000);
         let old = std::mem::take(&mut self.workers);
-        for worker in alive {
-            let rss = old.get(&worker).copied().unwrap_or(20);
-            let rss = if dice.one_in(50) { rss + 300 } else { wander(dice, rss, 60, 550) };
-            self.workers.insert(worker, rss);
+        for (worker, process) in alive {
+            let rss = old.get(worker).copied().unwrap_or(20);
+            let rss = match process.temper {
+                Temper::Leaking => rss + dice.below(40),
+                _ if dice.one_in(50) => rss + 300,
+                Temper::Decent | Temper::Deaf | Temper::Hung | Temper::Liar => wander(dice, rss, 60, 550),
+            };
+            self.workers.insert(*worker, rss);
         }
         let workers: Vec<(u64, u64)> = self.workers.iter().map(|(worker, rss)| (worker.0, *rss)).collect();
         let usage = self.others + self.workers.values().sum::<u64>();
@@ -58,8 +63,10 @@ pub struct Watch {
     is_reading: bool,
     /// The worker the present action is about.
     under_way: Option<WorkerId>,
-    /// When the action before ended.
-    ended: Option<Duration>,
+    /// Until when the memory may fall after the action before, by the settings it ended under.
+    settles: Option<Duration>,
+    /// Of the incident that is on, or was the last one.
+    incident: Option<IncidentId>,
     /// How often each action was seen.
     pub seen: BTreeMap<&'static str, usize>,
 }
@@ -67,45 +74,54 @@ pub struct Watch {
 impl Watch {
     /// The daemon has been restarted.
     pub fn restart(&mut self) {
-        (self.is_reading, self.under_way, self.ended) = (false, None, None);
+        (self.is_reading, self.under_way, self.settles, self.incident) = (false, None, None, None);
     }
 
-    pub fn begin(&mut self, core: &Core, event: &Event) {
-        self.is_reading = matches!(event, Event::MemorySampled(_));
+    pub fn begin(&mut self, core: &Core, is_reading: bool) {
+        self.is_reading = is_reading;
         self.under_way = self.under_way.filter(|worker| core.pool.get(*worker).is_some());
     }
 
-    pub fn check(&mut self, core: &Core, actions: &[Action]) {
-        for action in actions {
-            match action {
-                Action::Notice(Notice::MemoryAction { action, task, worker, incident, .. }) => {
-                    assert!(
-                        core.governor.level() == Level::Normal || incident.is_some(),
-                        "{action} without an incident"
-                    );
+    pub fn check(&mut self, core: &Core, said: &[Said]) {
+        for said in said {
+            match said {
+                Said::Notice(Notice::MemoryAction { action, task, worker, incident, .. }) => {
+                    assert_eq!(*incident, core.governor.incident(), "{action} in another incident");
                     self.check_action(core, action, *task, *worker);
                 }
-                Action::Notice(Notice::TaskKilled { code: FailureCode::WorkerOom, worker, .. }) => {
+                Said::Notice(Notice::MemoryLevel { incident, .. }) => self.check_crossing(core, *incident),
+                Said::Notice(Notice::TaskKilled { code: FailureCode::WorkerOom, worker, .. }) => {
                     let worker = core.pool.get(*worker).expect("it is not reaped yet");
                     assert!(worker.rss_bytes > Some(worker.agent.hard_limit_bytes), "killed and not over its limit");
                 }
-                Action::Worker(worker, Order::Preempt { reason: PreemptReason::MemoryPressure, .. }) => {
+                Said::Order(worker, Order::Preempt { reason: PreemptReason::MemoryPressure, .. }) => {
                     assert_eq!(self.under_way, Some(*worker), "a preemption nobody was told of");
                 }
-                Action::Notice(Notice::TaskStarted { task, .. }) => self.check_start(core, *task),
-                Action::Notice(_)
-                | Action::Worker(..)
-                | Action::Record(_)
-                | Action::Answer(..)
-                | Action::Finished(_)
-                | Action::Beat(_)
-                | Action::Drained => {}
+                Said::Notice(Notice::TaskStarted { task, .. }) => self.check_start(core, *task),
+                Said::Notice(_)
+                | Said::Order(..)
+                | Said::Record(_)
+                | Said::Reply(..)
+                | Said::Finished(_)
+                | Said::Drained => {}
             }
         }
+        let level = core.governor.level();
+        assert_eq!(core.governor.incident().is_some(), level != Level::Normal, "an incident at {level:?}");
         if self.under_way.is_some() && core.governor.shedding.action.is_none() {
             self.under_way = None;
-            self.ended = Some(core.now.at);
+            self.settles = Some(core.now.at + core.settings.memory.settle);
         }
+    }
+
+    /// A crossing opens an incident of a new number, or belongs to the one that is on.
+    fn check_crossing(&mut self, core: &Core, incident: IncidentId) {
+        assert!(self.is_reading, "a crossing without a reading");
+        assert!(self.incident.is_none_or(|last| incident >= last), "{incident} after {:?}", self.incident);
+        let is_over = core.governor.level() == Level::Normal;
+        assert_eq!(core.governor.incident(), (!is_over).then_some(incident), "another incident is on");
+        // The next one has another number.
+        self.incident = Some(if is_over { IncidentId(incident.0 + 1) } else { incident });
     }
 
     fn check_action(&mut self, core: &Core, action: &'static str, task: Option<TaskId>, worker: Option<WorkerId>) {
@@ -140,8 +156,7 @@ impl Watch {
         assert!(self.is_reading, "an action without a new reading");
         assert!(core.settings.memory.mode == Mode::Hard, "an action in {:?} mode", core.settings.memory.mode);
         assert_eq!(self.under_way, None, "two actions at a time");
-        let settle = core.settings.memory.settle;
-        assert!(self.ended.is_none_or(|ended| ended + settle <= now), "two actions within the time to settle");
+        assert!(self.settles.is_none_or(|until| until <= now), "two actions within the time to settle");
         self.under_way = worker;
     }
 
@@ -152,5 +167,35 @@ impl Watch {
         let is_beat = task.spec.priority == Priority::Heartbeat && task.spec.skippable;
         let level = core.governor.level();
         assert!(!is_governed || !is_beat || level == Level::Normal, "a skippable heartbeat started at {level:?}");
+        // Why all: what is not governed starts whatever is promised, and counts for those that are.
+        if is_governed && core.settings.features.rollout_percent == 100 && core.pool.len() > 1 {
+            let (promised, room) = (promised(core), room(core));
+            assert!(promised <= room, "{id} started with {promised} of {room} promised: {:?}", core.pool);
+        }
     }
+}
+
+/// What the workers with a task, or about to get one, may still grow by: never more than there is room for, unless one
+/// is alone.
+fn promised(core: &Core) -> u64 {
+    let growing = core.pool.iter().filter(|(_, worker)| worker.task().is_some() || worker.is_starting());
+    let more = growing
+        .map(|(_, worker)| core.footprints.peak(&worker.agent.name).saturating_sub(worker.rss_bytes.unwrap_or(0)));
+    more.sum()
+}
+
+/// Bytes up to the reject line, or to where the host would be short.
+fn room(core: &Core) -> u64 {
+    let Some((_, sample)) = core.governor.sample() else { return u64::MAX };
+    let settings = &core.settings.memory;
+    let [_, _, reject, _] = settings.thresholds;
+    let up_to = |used: u64, limit: u64| ((reject * limit as f64) as u64).saturating_sub(used);
+    let host = up_to(sample.total_bytes - sample.available_bytes, sample.total_bytes);
+    let host = sample.host.map_or(u64::MAX, |_| host);
+    // A floor of 0 is none.
+    let floor = match settings.min_free_bytes {
+        0 => u64::MAX,
+        min_free => sample.available_bytes.saturating_sub(min_free),
+    };
+    up_to(sample.usage_bytes, settings.limit_bytes).min(host).min(floor)
 }

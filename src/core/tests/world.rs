@@ -1,180 +1,338 @@
-//! What a random walk walks through: processes that do anything the protocol allows, by a seeded generator, and the
-//! invariants that hold whatever they do.
+//! What a random walk walks through: clients that ask, processes that do anything, a disk that fails, a daemon that
+//! dies between any two of its steps; and the invariants that hold whatever happens.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::governed::{MemoryWalk, Watch};
-use super::model::Remembered;
-use super::sim::{clock, result};
-use crate::core::Core;
-use crate::core::event::{Action, Answer, BreakerAnswer, Event, Record};
-use crate::core::governor::Level;
-use crate::core::health::Availability;
-use crate::core::ids::{PermitId, TaskId, Ticket, WorkerId};
-use crate::core::ledger::Phase;
-use crate::core::order::{Exit, HeapReading, Order, Report, WorkerReport};
-use crate::core::settings::{AgentMode, ScheduleSettings, Settings};
-use crate::core::task::{Priority, TaskSpec};
+use super::processes::Process;
+use super::{settled, words};
+use crate::core::event::{BreakerAnswer, BreakerRequest, CancelAnswer, Event, Now, Record};
+use crate::core::ids::{PermitId, TaskId, WorkerId};
+use crate::core::ledger::FinishedTask;
+use crate::core::order::{Order, Report, WorkerReport};
+use crate::core::settings::{AgentMode, Settings};
+use crate::core::task::{Outcome, Priority, TaskSpec, TaskState};
+use crate::simulation::desk::{Answer, Caller, Desk, Said};
+use crate::simulation::dice::Dice;
+use crate::simulation::spool::{Crash, Remembered, Spool};
 
-/// splitmix64 (Steele, Lea and Flood 2014).
-pub struct Dice(pub u64);
-
-impl Dice {
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % n
-    }
-
-    pub fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
+/// What happens in one step.
+#[derive(Debug, Clone)]
+pub enum Input {
+    Event(Event),
+    Submit {
+        spec: Box<TaskSpec>,
+        wait: Duration,
+    },
+    Cancel(TaskId),
+    Breaker(Arc<str>, BreakerRequest),
+    /// A preemption that is not the governor's.
+    Preempt(WorkerId),
+    Gone(Caller),
+    Wake,
+    Sync {
+        works: bool,
+    },
+    DiskFails(bool),
+    Rewrite,
+    Fuse(u32),
 }
 
-/// A process as its supervisor sees it.
-#[derive(Debug)]
-pub struct Process {
-    mode: AgentMode,
-    is_ready: bool,
-    task: Option<TaskId>,
-    is_preempting: bool,
-    is_cancelling: bool,
-    is_stopping: bool,
-    is_killed: bool,
-}
+/// Lines of the past that a failure shows.
+const TRACE: usize = 60;
 
 pub struct World {
-    pub core: Core,
+    pub desk: Desk,
     pub now: Duration,
+    /// By how much the wall clock was set forward or back, in milliseconds.
+    pub wall_shift: i64,
     pub dice: Dice,
     pub processes: BTreeMap<WorkerId, Process>,
+    /// What all records together say, written or not.
     pub remembered: Remembered,
-    pub beats: Vec<Arc<ScheduleSettings>>,
     pub permits: Vec<PermitId>,
-    pub last_task: u64,
     pub is_draining: bool,
     pub drained: usize,
-    pub events: usize,
+    pub memory: MemoryWalk,
+    pub watch: Watch,
+    pub events: u64,
+    pub crashes: usize,
+    /// Requests that were not replied to.
+    pub open: BTreeSet<Caller>,
+    /// Tasks that somebody was told are safe.
+    promised: BTreeSet<TaskId>,
+    /// Tasks that have ended, and how; without those that a crash brought back.
+    ended: BTreeMap<TaskId, TaskState>,
+    /// Tasks that a client wanted cancelled, ever; and those accepted in this step.
+    unwanted: BTreeSet<TaskId>,
+    new: BTreeSet<TaskId>,
+    /// Ends that somebody was told of when they were on the disk.
+    told: BTreeMap<TaskId, TaskState>,
     last_worker: u64,
-    last_ticket: u64,
+    last_caller: u64,
     /// Pool sizes above a lowered maximum are legal until they have shrunk.
     allowed_workers: usize,
     allowed_depth: usize,
-    pub memory: MemoryWalk,
-    pub watch: Watch,
+    trace: Option<VecDeque<String>>,
 }
 
 impl World {
-    pub fn new(settings: Settings, seed: u64) -> World {
+    /// `is_traced`: the last of what happens is kept in words; costs time.
+    pub fn new(settings: Settings, dice: Dice, is_traced: bool) -> World {
+        let now = Now { at: Duration::ZERO, wall_ms: wall_ms(Duration::ZERO, 0) };
         World {
-            core: Core::new(settings, clock(Duration::ZERO)),
+            desk: Desk::open(settings, now, Spool::default()),
             now: Duration::ZERO,
-            dice: Dice(seed),
+            wall_shift: 0,
+            dice,
             processes: BTreeMap::new(),
             remembered: Remembered::default(),
-            beats: Vec::new(),
             permits: Vec::new(),
-            last_task: 0,
             is_draining: false,
             drained: 0,
-            events: 0,
-            last_worker: 0,
-            last_ticket: 0,
-            allowed_workers: 0,
-            allowed_depth: 0,
             memory: MemoryWalk::new(),
             watch: Watch::default(),
+            events: 0,
+            crashes: 0,
+            open: BTreeSet::new(),
+            promised: BTreeSet::new(),
+            ended: BTreeMap::new(),
+            unwanted: BTreeSet::new(),
+            new: BTreeSet::new(),
+            told: BTreeMap::new(),
+            last_worker: 0,
+            last_caller: 0,
+            allowed_workers: 0,
+            allowed_depth: 0,
+            trace: is_traced.then(VecDeque::new),
         }
     }
 
-    /// The daemon dies and comes back: all that is left of it is what it remembered.
-    pub fn restart(&mut self, settings: Settings) {
-        self.check_shortest_records();
-        self.core = Core::new(settings, clock(self.now));
-        self.processes.clear();
-        self.permits.clear();
-        self.beats.clear();
-        (self.last_worker, self.is_draining, self.drained, self.allowed_workers) = (0, false, 0, 0);
-        self.watch.restart();
-        let finished = self.remembered.finished.values().map(|task| (**task).clone()).collect();
-        let mut unfinished: Vec<_> = self.remembered.unfinished.values().cloned().collect();
-        for task in &mut unfinished {
-            task.has_checkpoint = self.dice.one_in(4);
-        }
-        for action in self.core.restore(finished, unfinished) {
-            self.perform(action, None);
-        }
-        self.feed(Event::DeadlinePassed);
+    pub fn clock(&self) -> Now {
+        Now { at: self.now, wall_ms: wall_ms(self.now, self.wall_shift) }
     }
 
-    /// The shortest list of records says the same as all of them.
-    fn check_shortest_records(&self) {
-        let mut shortest = Remembered::default();
-        let records = self.core.records();
-        for record in records.iter().filter(|record| !matches!(record, Record::Finished(_))) {
-            shortest.replay(record);
-        }
-        assert_eq!(shortest.unfinished, self.remembered.unfinished);
+    pub fn last_task(&self) -> u64 {
+        let live = self.remembered.unfinished.keys().next_back();
+        live.into_iter().chain(self.ended.keys().next_back()).map(|task| task.0).max().unwrap_or(0)
     }
 
-    pub fn ticket(&mut self) -> Ticket {
-        self.last_ticket += 1;
-        Ticket(self.last_ticket)
-    }
-
-    pub fn feed(&mut self, event: Event) {
+    /// One step, and all that must hold after it.
+    pub fn feed(&mut self, input: Input) {
         self.events += 1;
-        let ticket = match &event {
-            Event::Submitted { ticket, .. } | Event::CancelRequested { ticket, .. } | Event::Breaker { ticket, .. } => {
-                Some(*ticket)
-            }
-            Event::Worker(_)
-            | Event::MemorySampled(_)
-            | Event::Reconfigured(_)
-            | Event::DrainRequested { .. }
-            | Event::DeadlinePassed => None,
+        self.new.clear();
+        // Why: something may come after a deadline and before anybody has woken up for it.
+        let reaches_core = match &input {
+            Input::Event(_) | Input::Cancel(_) | Input::Breaker(..) | Input::Preempt(_) => true,
+            Input::Submit { .. } => !self.desk.has_trouble(),
+            Input::Gone(_)
+            | Input::Wake
+            | Input::Sync { .. }
+            | Input::DiskFails(_)
+            | Input::Rewrite
+            | Input::Fuse(_) => false,
         };
-        self.watch.begin(&self.core, &event);
-        let actions = self.core.handle(clock(self.now), event);
-        self.watch.check(&self.core, &actions);
-        let answers = actions.iter().filter(|action| matches!(action, Action::Answer(..))).count();
-        assert_eq!(answers, usize::from(ticket.is_some()), "one answer a ticket");
-        for action in actions {
-            self.perform(action, ticket);
+        if reaches_core && self.dice.one_in(8) {
+            self.now += Duration::from_millis(self.dice.below(300));
+        }
+        self.note(|| words::of_input(&input));
+        let is_reading = matches!(input, Input::Event(Event::MemorySampled(_)));
+        let is_sync = matches!(input, Input::Sync { works: true });
+        self.watch.begin(&self.desk.core, is_reading);
+        self.act(input);
+        let said = self.desk.take();
+        if !self.desk.is_dead() {
+            self.watch.check(&self.desk.core, &said);
+        }
+        for said in said {
+            self.hear(said, is_sync);
+        }
+        if self.desk.has_trouble() {
+            // What is new could not be written and is taken back, though it may have begun.
+            self.unwanted.append(&mut self.new);
+        }
+        if self.desk.is_dead() {
+            let settings = self.desk.core.settings.clone();
+            let crash = if self.dice.one_in(2) {
+                Crash::Daemon
+            } else {
+                Crash::Power { kept: self.dice.below(self.desk.spool.unsynced() as u64 + 1) as usize }
+            };
+            self.crash(settings, crash);
         }
         self.check();
     }
 
-    fn perform(&mut self, action: Action, ticket: Option<Ticket>) {
-        match action {
-            Action::Worker(worker, order) => self.order(worker, order),
-            Action::Record(record) => self.remembered.replay(&record),
-            Action::Answer(to, answer) => {
-                assert_eq!(Some(to), ticket, "a stranger was answered");
-                if let Answer::Breaker(BreakerAnswer::Permit(permit)) = answer {
-                    self.permits.push(permit);
+    fn act(&mut self, input: Input) {
+        let now = self.clock();
+        match input {
+            Input::Event(event) => self.desk.hear(now, event),
+            Input::Submit { spec, wait } => {
+                let caller = self.caller();
+                self.desk.submit(now, caller, *spec, wait);
+            }
+            Input::Cancel(task) => {
+                let caller = self.caller();
+                self.unwanted.insert(task);
+                self.desk.cancel(now, caller, task);
+            }
+            Input::Breaker(name, request) => {
+                let caller = self.caller();
+                self.desk.breaker(now, caller, name, request);
+            }
+            Input::Preempt(worker) => {
+                self.desk.core.preempt(worker, crate::core::order::PreemptReason::Priority);
+                self.desk.hear(now, Event::DeadlinePassed);
+            }
+            Input::Gone(caller) => {
+                self.desk.gone(caller);
+                // What is on its way to a client that is gone is lost.
+                if !self.desk.owes(caller) {
+                    self.open.remove(&caller);
                 }
             }
-            Action::Finished(task) => {
-                assert!(self.remembered.finished.contains_key(&task.id), "{} ended before it was recorded", task.id);
+            Input::Wake => self.desk.wake(now),
+            Input::Sync { works } => self.desk.sync(works),
+            Input::DiskFails(fails) => self.desk.spool.is_failing = fails,
+            Input::Rewrite => self.desk.rewrite(),
+            Input::Fuse(steps) => self.desk.light_fuse(steps),
+        }
+    }
+
+    fn caller(&mut self) -> Caller {
+        self.last_caller += 1;
+        self.open.insert(Caller(self.last_caller));
+        Caller(self.last_caller)
+    }
+
+    /// The daemon dies, all its workers with it, and comes back with what it finds.
+    pub fn crash(&mut self, settings: Settings, crash: Crash) {
+        self.note(|| format!("the daemon ends: {crash:?}"));
+        self.crashes += 1;
+        self.check_shortest_records();
+        let mut spool = std::mem::take(&mut self.desk.spool);
+        self.remembered = spool.recover(crash).clone();
+        self.check_promises();
+        self.processes.clear();
+        self.permits.clear();
+        // Nobody is at the other end any more.
+        self.open.clear();
+        (self.last_worker, self.is_draining, self.drained, self.allowed_workers) = (0, false, 0, 0);
+        self.allowed_depth = self.remembered.unfinished.len();
+        self.watch.restart();
+        self.desk = Desk::recover(settings, self.clock(), spool, Crash::Daemon);
+        for said in self.desk.take() {
+            self.hear(said, false);
+        }
+    }
+
+    /// What was promised is there after a crash, and what had ended on the disk has not come back.
+    fn check_promises(&mut self) {
+        let found = &self.remembered;
+        for task in &self.promised {
+            let is_known = found.unfinished.contains_key(task) || found.finished.contains_key(task);
+            assert!(is_known || self.ended.contains_key(task), "{task} was accepted and is lost");
+        }
+        for task in found.unfinished.keys() {
+            assert_eq!(self.told.get(task), None, "{task} had ended on the disk and came back");
+            self.ended.remove(task);
+        }
+        // Nobody was told of what came after the last that is there: its numbers are given out again.
+        let unknown = self.ended.split_off(&TaskId(found.last_task + 1));
+        self.unwanted.split_off(&TaskId(found.last_task + 1));
+        assert!(unknown.keys().all(|task| !self.promised.contains(task)), "accepted and lost: {unknown:?}");
+    }
+
+    /// The shortest list of records says the same as all of them.
+    fn check_shortest_records(&self) {
+        if self.desk.is_dead() {
+            return;
+        }
+        let shortest = Remembered::from_shortest(&self.desk.core.records());
+        let without_files = |remembered: &Remembered| {
+            let mut unfinished = remembered.unfinished.clone();
+            unfinished.values_mut().for_each(|task| task.has_checkpoint = false);
+            unfinished
+        };
+        assert_eq!(without_files(&shortest), without_files(&self.remembered));
+    }
+
+    fn hear(&mut self, said: Said, is_sync: bool) {
+        if self.trace.is_some()
+            && let Some(words) = words::of_said(&said)
+        {
+            self.note(|| format!("    {words}"));
+        }
+        match said {
+            Said::Order(worker, order) => self.order(worker, order),
+            Said::Record(record) => {
+                match &record {
+                    Record::Accepted { task, .. } => drop(self.new.insert(*task)),
+                    Record::Finished(task) => self.end(task),
+                    Record::Started { .. }
+                    | Record::Returned { .. }
+                    | Record::Footprint { .. }
+                    | Record::Forgotten { .. } => {}
+                }
+                self.remembered.replay(&record);
             }
-            Action::Notice(_) => {}
-            Action::Beat(beat) => {
-                assert!(!self.is_draining, "a beat during a drain");
-                self.beats.push(beat);
-            }
-            Action::Drained => {
+            Said::Reply(caller, answer) => self.reply(caller, &answer, is_sync),
+            Said::Finished(task) => assert!(self.ended.contains_key(&task.id), "{} was not recorded", task.id),
+            Said::Notice(_) => {}
+            Said::Drained => {
                 assert!(self.is_draining && self.processes.is_empty(), "drained too early");
                 self.drained += 1;
             }
+        }
+    }
+
+    /// A task ends once, and by nobody's whim.
+    fn end(&mut self, task: &FinishedTask) {
+        let before = self.ended.insert(task.id, task.outcome.state());
+        assert_eq!(before, None, "{} ended twice", task.id);
+        let spec = &task.spec;
+        match &task.outcome {
+            Outcome::Cancelled => {
+                let is_taken_back = self.new.contains(&task.id);
+                assert!(is_taken_back || self.unwanted.contains(&task.id), "{} was cancelled by nobody", task.id);
+            }
+            Outcome::Skipped => assert!(spec.schedule.is_some(), "{} is no beat and was skipped", task.id),
+            Outcome::Evicted => {
+                assert!(spec.skippable && spec.priority == Priority::Heartbeat, "{} was evicted: {spec:?}", task.id);
+            }
+            Outcome::Completed(_) | Outcome::Failed(_) => {}
+        }
+    }
+
+    fn reply(&mut self, caller: Caller, answer: &Answer, is_sync: bool) {
+        assert!(self.open.remove(&caller), "{caller:?} was answered {answer:?} and had not asked, or twice");
+        match answer {
+            Answer::Submitted { task, state, .. } => {
+                // Why: an end is told though the disk fails, so that a result that is there is not withheld.
+                if !state.is_terminal() || is_sync {
+                    self.promised.insert(*task);
+                }
+                self.tell(*task, *state, is_sync);
+            }
+            Answer::Cancelled(task, CancelAnswer::AlreadyFinished(state)) => self.tell(*task, *state, false),
+            Answer::Breaker(BreakerAnswer::Permit(permit)) => self.permits.push(*permit),
+            Answer::Refused(_)
+            | Answer::StorageFull
+            | Answer::Forgotten(_)
+            | Answer::Cancelled(..)
+            | Answer::Breaker(_) => {}
+        }
+    }
+
+    /// Somebody hears how a task stands: an end is for ever once it was on the disk.
+    fn tell(&mut self, task: TaskId, state: TaskState, is_sync: bool) {
+        if let Some(told) = self.told.get(&task) {
+            assert_eq!(*told, state, "{task} changed after its end");
+        }
+        if state.is_terminal() && is_sync && !self.desk.has_trouble() {
+            self.told.insert(task, state);
         }
     }
 
@@ -184,192 +342,91 @@ impl World {
             assert!(worker.0 > self.last_worker, "{worker} is no new number");
             assert_eq!(task.is_some(), agent.mode == AgentMode::Oneshot);
             self.last_worker = worker.0;
-            let process = Process {
-                mode: agent.mode,
-                is_ready: false,
-                task: task.map(|assignment| assignment.task),
-                is_preempting: false,
-                is_cancelling: false,
-                is_stopping: false,
-                is_killed: false,
-            };
+            let process = Process::new(agent.mode, task.map(|assignment| assignment.task), &mut self.dice);
             self.processes.insert(worker, process);
             return;
         }
+        assert!(!self.is_draining || !matches!(order, Order::Assign(_)), "a task given out during a drain");
         let process = self.processes.get_mut(&worker).unwrap_or_else(|| panic!("{order:?} to {worker}, which is gone"));
-        assert!(!process.is_killed || matches!(order, Order::BreakerState { .. }), "{order:?} to a killed {process:?}");
-        match order {
-            Order::Spawn { .. } => {}
-            Order::Assign(assignment) => {
-                assert!(!self.is_draining, "a task given out during a drain");
-                assert!(process.is_ready && process.task.is_none() && !process.is_stopping, "{process:?}");
-                process.task = Some(assignment.task);
-            }
-            Order::Cancel { task, .. } => {
-                assert_eq!(process.task, Some(task));
-                process.is_cancelling = true;
-            }
-            Order::Preempt { task, .. } => {
-                assert_eq!(process.task, Some(task));
-                process.is_preempting = true;
-            }
-            Order::CollectGarbage | Order::BreakerState { .. } => {}
-            Order::Shutdown => {
-                assert!(process.task.is_none() && !process.is_stopping, "{process:?}");
-                process.is_stopping = true;
-            }
-            Order::Kill => process.is_killed = true,
-        }
+        process.hear(&order);
     }
 
-    /// Something a process of this kind, in this state, may do; `wild`: also what no decent one does.
+    /// A process does something.
     pub fn stir(&mut self, worker: WorkerId, wild: bool) {
         let Some(process) = self.processes.get_mut(&worker) else { return };
-        let dice = &mut self.dice;
-        let trouble = if wild { dice.below(16) } else { 16 };
-        let exit = |status: Option<i32>, signal: Option<i32>| {
-            let result = (status == Some(0)).then(result);
-            Report::Exited(Box::new(Exit { status, signal, result, ..Exit::default() }))
-        };
-        let checkpoint = dice.one_in(2);
-        let report = match (process.mode, process.task, trouble) {
-            _ if process.is_killed => exit(None, Some(9)),
-            (_, _, 0) => exit(None, Some(11)),
-            (_, _, 1) => exit(Some(1), None),
-            (AgentMode::Persistent, task, 2) if process.is_ready || task.is_none() => {
-                process.is_killed = true;
-                Report::ProtocolError { message: "hello".to_string() }
-            }
-            (AgentMode::Oneshot, _, 2 | 3) | (AgentMode::Persistent, None, 3) if !process.is_ready => {
-                Report::SpawnFailed { error: "no such file".to_string() }
-            }
-            (AgentMode::Persistent, Some(task), 4) => {
-                Report::Progress { task, percent: 10.0, message: None, checkpoint }
-            }
-            (AgentMode::Persistent, Some(task), 5 | 6) => {
-                Report::Failed { task, error: "no luck".to_string(), stack: None, retryable: checkpoint }
-            }
-            (AgentMode::Persistent, Some(task), 7) if !process.is_preempting => Report::Preempted { task, checkpoint },
-            (AgentMode::Persistent, _, 8) if process.is_ready => {
-                Report::Memory(HeapReading { rss: dice.below(100), ..HeapReading::default() })
-            }
-            (AgentMode::Oneshot, Some(_), _) => exit(Some(0), None),
-            (AgentMode::Persistent, _, _) if process.is_stopping => exit(Some(0), None),
-            (AgentMode::Persistent, None, _) if !process.is_ready => {
-                process.is_ready = true;
-                Report::Ready { can_checkpoint: checkpoint, can_cancel: true }
-            }
-            (AgentMode::Persistent, Some(task), _) if process.is_preempting && checkpoint => {
-                Report::Preempted { task, checkpoint }
-            }
-            (AgentMode::Persistent, Some(task), _) => Report::Completed { task, result: result() },
-            (AgentMode::Persistent | AgentMode::Oneshot, None, _) => return,
-        };
+        let Some(report) = process.stir(&mut self.dice, wild) else { return };
         match &report {
             Report::Exited(_) | Report::SpawnFailed { .. } => {
                 self.processes.remove(&worker);
             }
-            Report::Completed { .. } | Report::Failed { .. } => process.lets_go(),
-            // Unasked for, it is a breach of the protocol: the core kills it, and its task is its own till then.
-            Report::Preempted { .. } if process.is_preempting || process.is_cancelling => process.lets_go(),
-            Report::Preempted { .. }
+            Report::Progress { task, checkpoint: true, .. } | Report::Preempted { task, checkpoint: true }
+                if self.remembered.unfinished.contains_key(task) =>
+            {
+                self.desk.spool.checkpoints.insert(*task);
+            }
+            Report::Progress { .. }
+            | Report::Preempted { .. }
             | Report::Spawned { .. }
             | Report::Ready { .. }
-            | Report::Progress { .. }
+            | Report::Completed { .. }
+            | Report::Failed { .. }
             | Report::Memory(_)
             | Report::Breaker { .. }
             | Report::ProtocolError { .. } => {}
         }
-        self.feed(Event::Worker(WorkerReport { worker, report }));
+        self.feed(Input::Event(Event::Worker(WorkerReport { worker, report })));
     }
 
     pub fn reconfigured(&mut self, settings: &Settings) {
-        self.allowed_workers = self.core.pool.len().max(settings.workers.max);
-        self.allowed_depth = self.core.queue.depth().max(settings.queue.max_depth);
+        let core = &self.desk.core;
+        self.allowed_workers = core.pool.len().max(settings.workers.max);
+        self.allowed_depth = core.queue.depth().max(settings.queue.max_depth);
     }
 
     fn check(&mut self) {
-        let core = &self.core;
+        let core = &self.desk.core;
         if let Some(deadline) = core.next_deadline() {
             assert!(deadline > self.now, "the daemon would spin: {deadline:?} at {:?}", self.now);
         }
-        self.remembered.check(core);
+        for caller in &self.open {
+            assert!(self.desk.owes(*caller), "{caller:?} was forgotten");
+        }
         self.allowed_workers = self.allowed_workers.min(core.pool.len()).max(core.settings.workers.max);
         assert!(core.pool.len() <= self.allowed_workers, "{} processes", core.pool.len());
         assert!(core.pool.iter().map(|(id, _)| id).eq(self.processes.keys().copied()), "other processes");
-        let busy: Vec<(TaskId, WorkerId)> =
-            core.pool.iter().filter_map(|(id, worker)| worker.task().map(|task| (task, id))).collect();
-        assert_eq!(busy.iter().map(|(task, _)| task).collect::<BTreeSet<_>>().len(), busy.len(), "run twice: {busy:?}");
-        let waiting: Vec<TaskId> = core.queue.iter().collect();
-        let mut held = BTreeSet::new();
-        for task in core.ledger.live() {
-            let places = waiting.iter().filter(|waiting| **waiting == task.id).count();
-            assert_eq!(places, usize::from(!matches!(task.phase, Phase::Running { .. })), "places of {task:?}");
-            if let Phase::Running { worker, .. } = task.phase {
-                let is_left = self.is_draining && core.pool.get(worker).is_none();
-                assert!(is_left || busy.contains(&(task.id, worker)), "nobody runs {task:?}");
-                held.extend(task.permit.as_ref().map(|held| held.permit));
-            } else {
-                assert!(task.permit.is_none(), "{task:?} waits and holds a permit");
-            }
-            assert!(core.ledger.finished(task.id).is_none(), "{} came back from its end", task.id);
-        }
-        assert!(waiting.iter().all(|task| core.ledger.get(*task).is_some()), "a ghost waits");
-        for breaker in core.breakers.values() {
-            assert!(breaker.held_by_tasks().all(|permit| held.contains(&permit)), "a permit leaked from {breaker:?}");
-        }
         self.allowed_depth = self.allowed_depth.min(core.queue.depth()).max(core.settings.queue.max_depth);
         assert!(core.queue.depth() <= self.allowed_depth, "{} queued", core.queue.depth());
-        if !self.is_draining {
-            self.check_nothing_waits_for_nothing(&waiting);
+        settled::check(core, &self.remembered, self.now, self.is_draining);
+        // Much is finished, and little of it changes: a look now and then is enough.
+        if self.events.is_multiple_of(64) {
+            let known = core.ledger.finished_all().map(|task| &task.id);
+            assert!(self.remembered.finished.keys().eq(known), "the ended differ");
         }
     }
 
-    fn check_nothing_waits_for_nothing(&self, waiting: &[TaskId]) {
-        let core = &self.core;
-        if core.pool.len() >= core.settings.workers.max {
-            return;
+    /// Everything that was promised has ended.
+    pub fn check_all_ended(&self) {
+        for task in &self.promised {
+            assert!(self.ended.contains_key(task), "{task} was accepted and has no end");
         }
-        for task in waiting.iter().filter_map(|task| core.ledger.get(*task)) {
-            let Some(agent) = core.settings.agents.get(&task.spec.agent) else { panic!("{task:?} waits for nobody") };
-            let of_agent = core.pool.count(|worker| worker.agent.name == agent.name);
-            let is_coming = core.pool.iter().any(|(_, worker)| worker.agent.name == agent.name && worker.is_starting());
-            let is_available = core
-                .health
-                .get(&agent.name)
-                .is_none_or(|health| health.availability(self.now, &core.settings.workers) == Availability::Available);
-            let is_governed = core.governs_memory() && core.is_governed(task.id);
-            if is_governed && is_held(core, &task.spec) {
-                continue;
-            }
-            let has_breakers = core.settings.features.circuit_breakers && core.is_governed(task.id);
-            let is_guarded = agent.breaker.as_ref().and_then(|name| core.breakers.get(name)).filter(|_| has_breakers);
-            if is_guarded.is_some_and(|breaker| breaker.refusal(self.now).is_some()) {
-                continue;
-            }
-            let idle = core.pool.warmest_idle(agent);
-            if is_governed && !core.pool.is_empty() && core.shortage(task, agent, idle).is_some() {
-                // It waits for memory that others hold, and what comes after it lets it have that.
-                return;
-            }
-            let may_run = is_available || idle.is_some();
-            let is_at_its_most = agent.max_workers.is_some_and(|max| of_agent >= max);
-            assert!(!may_run || is_coming || is_at_its_most, "{task:?} waits, and nothing is in its way");
+        assert!(self.open.is_empty(), "never answered: {:?}", self.open);
+    }
+
+    fn note(&mut self, line: impl FnOnce() -> String) {
+        let (events, now) = (self.events, self.now);
+        let Some(trace) = &mut self.trace else { return };
+        if trace.len() == TRACE {
+            trace.pop_front();
         }
+        trace.push_back(format!("{events:>6} {:>9.3} s  {}", now.as_secs_f64(), line()));
+    }
+
+    /// What happened last, a line each.
+    pub fn last_words(&self) -> impl Iterator<Item = &String> {
+        self.trace.iter().flatten()
     }
 }
 
-/// Whether the level keeps a task like this waiting: even at the highest one starts when nothing else is left.
-fn is_held(core: &Core, spec: &TaskSpec) -> bool {
-    let level = core.governor.level();
-    let is_beat = level >= Level::Warning && spec.priority == Priority::Heartbeat && spec.skippable;
-    let is_alone = core.pool.is_empty() && !core.is_settling();
-    is_beat || (level >= Level::Critical && spec.priority != Priority::Critical && !is_alone)
-}
-
-impl Process {
-    fn lets_go(&mut self) {
-        self.task = None;
-        (self.is_preempting, self.is_cancelling) = (false, false);
-    }
+fn wall_ms(at: Duration, shift: i64) -> u64 {
+    1_700_000_000_000_u64.saturating_add_signed(at.as_millis() as i64 + shift)
 }
