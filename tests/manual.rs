@@ -215,7 +215,7 @@ fn notices() -> Vec<Notice> {
             waiting: 1,
         },
         Notice::TaskRejected { agent: agent.clone(), code: "x", text: "x".into(), request: request.clone() },
-        Notice::TaskWaiting { task, agent: agent.clone(), reason: "x", text: "x".into(), incident: Some(incident) },
+        Notice::TaskWaiting { task, agent: agent.clone(), text: "x".into(), incident: Some(incident) },
         Notice::TaskStarted {
             task,
             worker,

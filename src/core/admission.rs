@@ -195,6 +195,7 @@ impl Core {
             phase: Phase::Queued,
             retries: 0,
             memory_deaths: 0,
+            was_stopped_by_memory: false,
             preemptions: 0,
             has_checkpoint: false,
             is_wait_told: false,

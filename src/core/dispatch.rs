@@ -7,6 +7,7 @@ use super::Core;
 use super::breaker::Holder;
 use super::event::{Action, Record};
 use super::governor::Level;
+use super::headroom::Shortage;
 use super::health::Availability;
 use super::ids::{AgentName, TaskId, WorkerId};
 use super::ledger::{HeldPermit, Phase, Task};
@@ -16,7 +17,6 @@ use super::pool::{Stage, Worker, WorkerState};
 use super::schedule::Schedule;
 use super::settings::{AgentMode, AgentSettings};
 use super::task::{Assignment, Failure, FailureCode, Priority};
-use super::waiting::Wait;
 
 /// Workers that will be free soon, so that one waiting task does not call for two.
 struct Promised {
@@ -175,14 +175,10 @@ impl Core {
         !self.is_settling() && self.is_alone(fresh)
     }
 
-    /// It waits until memory is there again; a heartbeat is passed over.
+    /// A queued heartbeat waits until memory is there again; said once. Of the others the crossing itself has told.
     fn note_held(&mut self, id: TaskId) {
         let incident = self.governor.incident();
-        let Some(task) = self.ledger.get(id) else { return };
-        if !task.is_skippable_beat() {
-            let (level, cause) = (self.governor.level(), self.governor.cause(&self.settings.memory));
-            return self.note_waiting(id, &Wait::MemoryLevel { level, cause });
-        }
+        let Some(task) = self.ledger.get(id).filter(|task| task.is_skippable_beat()) else { return };
         let (schedule, agent) = (task.spec.schedule.clone(), task.spec.agent.clone());
         let text = "memory is short; it waits until that is over";
         if self.is_first_word(id) {
@@ -190,11 +186,11 @@ impl Core {
         }
     }
 
-    fn note_waiting(&mut self, id: TaskId, wait: &Wait) {
+    fn note_shortage(&mut self, id: TaskId, shortage: Shortage) {
         let incident = self.governor.incident();
         let Some(agent) = self.ledger.get(id).map(|task| task.spec.agent.clone()) else { return };
         if self.is_first_word(id) {
-            self.notice(Notice::TaskWaiting { task: id, agent, reason: wait.name(), text: wait.to_string(), incident });
+            self.notice(Notice::TaskWaiting { task: id, agent, text: shortage.to_string(), incident });
         }
     }
 
@@ -220,7 +216,7 @@ impl Core {
         }
         let shortage = self.ledger.get(id).and_then(|task| self.shortage(task, agent, idle));
         let Some(shortage) = shortage.filter(|_| !self.is_alone(idle)) else { return false };
-        self.note_waiting(id, &Wait::Memory(shortage));
+        self.note_shortage(id, shortage);
         promised.is_out_of_memory = true;
         if promised.ending == 0
             && let Some(coldest) = self.pool.coldest_idle(idle)

@@ -6,7 +6,7 @@ use std::fmt;
 use super::Core;
 use super::governor::Level;
 use super::ids::WorkerId;
-use super::ledger::{Phase, Task};
+use super::ledger::Task;
 use super::settings::AgentSettings;
 use super::task::Priority;
 
@@ -99,8 +99,7 @@ impl Core {
 /// The level that a task must not bring about. One that memory has stopped before would be stopped again at critical, with
 /// all it had done since then for nothing.
 fn line_for(task: &Task) -> Level {
-    let was_stopped = task.memory_deaths > 0 || task.phase == Phase::Preempted;
-    if was_stopped && task.spec.priority != Priority::Critical { Level::Critical } else { Level::Reject }
+    if task.was_stopped_by_memory && task.spec.priority != Priority::Critical { Level::Critical } else { Level::Reject }
 }
 
 #[cfg(test)]

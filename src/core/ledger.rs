@@ -29,6 +29,8 @@ pub struct Task {
     pub memory_deaths: u32,
     pub preemptions: u32,
     pub has_checkpoint: bool,
+    /// Memory has stopped it before: it was preempted or killed for that.
+    pub was_stopped_by_memory: bool,
     /// It was said that it waits for memory.
     pub is_wait_told: bool,
     pub progress: Option<Progress>,
@@ -292,6 +294,7 @@ mod tests {
             phase: Phase::Queued,
             retries: 0,
             memory_deaths: 0,
+            was_stopped_by_memory: false,
             preemptions: 0,
             has_checkpoint: false,
             is_wait_told: false,

@@ -298,6 +298,7 @@ impl Core {
         let Some(task) = self.ledger.get_mut(id) else { return };
         let agent = self.settings.agents.get(&task.spec.agent);
         task.memory_deaths += u32::from(failure.code.is_for_memory());
+        task.was_stopped_by_memory |= failure.code.is_for_memory();
         // Deaths by memory have a budget of their own: a task that cannot live on this host is not tried for ever.
         let oom_kills = agent.map_or(u32::MAX, |agent| agent.max_oom_kills);
         let is_too_large = failure.code.is_for_memory() && task.memory_deaths > oom_kills;

@@ -1,6 +1,7 @@
 //! What follows from what a worker did.
 
 use super::Core;
+use super::governor::SheddingAction;
 use super::health::Availability;
 use super::ids::{AgentName, TaskId, WorkerId};
 use super::ledger::Phase;
@@ -138,9 +139,11 @@ impl Core {
     }
 
     fn park(&mut self, worker: WorkerId, id: TaskId, checkpoint: bool) {
+        let is_for_memory = self.governor.shedding.action == Some(SheddingAction::Preempting(worker));
         let Some(task) = self.ledger.get_mut(id) else { return };
         task.phase = Phase::Preempted;
         task.preemptions += 1;
+        task.was_stopped_by_memory |= is_for_memory;
         task.has_checkpoint = checkpoint;
         task.progress = None;
         let (spec, preemptions, permit) = (task.spec.clone(), task.preemptions, task.permit.take());

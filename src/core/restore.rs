@@ -130,6 +130,7 @@ impl Core {
             phase,
             retries,
             memory_deaths,
+            was_stopped_by_memory: memory_deaths > 0,
             preemptions,
             has_checkpoint,
             is_wait_told: false,

@@ -98,13 +98,26 @@ impl Core {
     /// What a waiting task waits for; `None` if it does not wait.
     pub fn waits_for(&self, id: TaskId) -> Option<Wait> {
         let place = self.queue.iter().position(|waiting| waiting == id)?;
-        let waiting = |id| self.ledger.get(id).map(|task| self.wait_of(task));
-        let own = waiting(id)?;
-        let is_up_to_memory = matches!(own, Wait::Turn | Wait::Memory(_));
-        let before = self.queue.iter().take(place).find(|other| matches!(waiting(*other), Some(Wait::Memory(_))));
-        Some(match before {
-            Some(task) if is_up_to_memory => Wait::MemoryOfAnother { task },
-            Some(_) | None => own,
+        let own = self.wait_of(self.ledger.get(id)?);
+        match own {
+            // Why only then: it looks at everything that waits before this one.
+            Wait::Turn | Wait::Memory(_) => {
+                let mut before = self.queue.iter().take(place);
+                Some(
+                    before
+                        .find(|other| self.waits_for_memory(*other))
+                        .map_or(own, |task| Wait::MemoryOfAnother { task }),
+                )
+            }
+            _ => Some(own),
+        }
+    }
+
+    /// Cheaper than the whole of what it waits for.
+    fn waits_for_memory(&self, id: TaskId) -> bool {
+        // Of a task that does not fit it was said.
+        self.ledger.get(id).is_some_and(|task| {
+            task.is_wait_told && !task.is_skippable_beat() && matches!(self.wait_of(task), Wait::Memory(_))
         })
     }
 

@@ -4,18 +4,18 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::StartError;
 use crate::config::Config;
-use crate::gateway::{LISTENERS_MAX, Listener};
+use crate::gateway::{INHERITED_MAX, Listener};
 use crate::sys;
 use crate::sys::inherited::Kind;
 
-/// Users of the socket's group may talk to the daemon.
-const SOCKET_MODE: u32 = 0o660;
+/// What a new socket has not: the owner and the group may talk to the daemon, nobody else.
+const SOCKET_UMASK: u32 = 0o117;
 
 pub struct Listeners {
     pub all: Vec<Listener>,
@@ -49,13 +49,13 @@ impl Drop for SocketFile {
 /// `inherited`: what a service manager handed over. Of a kind it handed over, none is opened here.
 pub fn listen(config: &Config, inherited: Vec<OwnedFd>) -> Result<Listeners, StartError> {
     let mut listeners = Listeners { all: Vec::new(), socket: None, addresses: Vec::new(), paths: Vec::new() };
-    if inherited.len() > LISTENERS_MAX {
-        let why = format!("there are {} of them, and {LISTENERS_MAX} is the most", inherited.len());
-        return Err(StartError::Activation { fd: inherited[LISTENERS_MAX].as_raw_fd(), why });
+    if inherited.len() > INHERITED_MAX {
+        let why = format!("there are {} of them, and {INHERITED_MAX} is the most", inherited.len());
+        return Err(StartError::Activation { fd: inherited[INHERITED_MAX].as_raw_fd(), why });
     }
     for fd in inherited {
         let number = fd.as_raw_fd();
-        listeners.take(config, fd).map_err(|why| StartError::Activation { fd: number, why })?;
+        listeners.take(config, fd, number)?;
     }
     if listeners.addresses.is_empty()
         && let Some(address) = config.gateway.listen_address()
@@ -86,31 +86,28 @@ pub fn listen(config: &Config, inherited: Vec<OwnedFd>) -> Result<Listeners, Sta
 }
 
 impl Listeners {
-    fn take(&mut self, config: &Config, fd: OwnedFd) -> Result<(), String> {
+    fn take(&mut self, config: &Config, fd: OwnedFd, number: i32) -> Result<(), StartError> {
+        let unusable = |why: String| StartError::Activation { fd: number, why };
         match sys::inherited::kind(fd.as_fd()) {
             Kind::TcpListener => {
                 let tcp = TcpListener::from(fd);
-                let address = tcp.local_addr().map_err(|error| error.to_string())?;
+                let address = tcp.local_addr().map_err(|error| unusable(error.to_string()))?;
                 // The rule of gateway.listen holds for whatever is listened on.
                 if !address.ip().to_canonical().is_loopback() && config.gateway.token_file.is_empty() {
-                    return Err(format!(
-                        "{address} is reached from beyond this host, and there is no token: set gateway.token_file, or \
-                         listen on 127.0.0.1"
-                    ));
+                    return Err(StartError::NoToken { address });
                 }
                 self.addresses.push(address);
                 self.all.push(Listener::Tcp(tcp));
             }
             Kind::UnixListener => {
                 let unix = UnixListener::from(fd);
-                let address = unix.local_addr().map_err(|error| error.to_string())?;
+                let address = unix.local_addr().map_err(|error| unusable(error.to_string()))?;
                 self.paths.extend(address.as_pathname().map(Path::to_path_buf));
                 self.all.push(Listener::Unix(unix));
             }
             Kind::Other => {
-                return Err(
-                    "it is no listening stream socket, TCP or Unix: use ListenStream= and Accept=no".to_string()
-                );
+                let why = "it is no listening stream socket, TCP or Unix: use ListenStream= and Accept=no";
+                return Err(unusable(why.to_string()));
             }
         }
         Ok(())
@@ -126,7 +123,8 @@ fn listen_unix(directory: &Path, path: &Path) -> io::Result<UnixListener> {
             _ => return Err(io::ErrorKind::AddrInUse.into()),
         }
     }
-    UnixListener::bind(path)
+    // Why not chmod(2) afterwards: a path may have become something else by then.
+    sys::file::with_umask(SOCKET_UMASK, || UnixListener::bind(path))
 }
 
 /// `gateway.socket_group` as a number; `None` if there is none.
@@ -143,17 +141,13 @@ pub fn socket_group(config: &Config) -> Result<Option<u32>, StartError> {
     }
 }
 
-/// The group first: until then, nobody but the owner may write to it.
+/// Not through a link: where the daemon drops root, the directory belongs to its user.
 fn open_to_group(config: &Config, socket: &SocketFile) -> Result<(), StartError> {
     if let Some(group) = socket.group {
-        chown(socket.path(), None, Some(group)).map_err(|error| StartError::SocketGroup {
+        lchown(socket.path(), None, Some(group)).map_err(|error| StartError::SocketGroup {
             group: config.gateway.socket_group.clone(),
             why: format!("{error}; start the daemon as root, or as a user of that group"),
         })?;
     }
-    fs::set_permissions(socket.path(), fs::Permissions::from_mode(SOCKET_MODE)).map_err(|source| StartError::Listen {
-        address: socket.path().display().to_string(),
-        key: "daemon.runtime_dir",
-        source,
-    })
+    Ok(())
 }

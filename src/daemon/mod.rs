@@ -40,6 +40,11 @@ pub enum StartError {
     Listen { address: String, key: &'static str, source: std::io::Error },
     #[error("descriptor {fd} of the service manager cannot be listened on: {why}")]
     Activation { fd: i32, why: String },
+    #[error(
+        "{address}, which was handed over, is reached from beyond this host, and there is no token: set gateway.token_file, \
+         or listen on 127.0.0.1"
+    )]
+    NoToken { address: std::net::SocketAddr },
     #[error("gateway.socket_group = {group:?} cannot be given the socket: {why}")]
     SocketGroup { group: String, why: String },
     #[error("gateway.token_file = {path:?} cannot be used: {why}")]
@@ -58,6 +63,7 @@ impl StartError {
         match self {
             StartError::Config(_)
             | StartError::LogFile { .. }
+            | StartError::NoToken { .. }
             | StartError::SocketGroup { .. }
             | StartError::Token { .. }
             | StartError::User { .. } => 78,

@@ -235,7 +235,7 @@ fn start(
         max_body: max_body.clone(),
         request_ids,
         rate: SubmitRate::new(submit_rate.clone()),
-        is_lingering: AtomicBool::new(false),
+        is_expecting: AtomicBool::new(false),
     });
 
     threads.spawn("supervisor", urgent(move || supervisor.run()))?;
@@ -290,7 +290,8 @@ fn start(
 /// as long as they wait for one.
 fn urgent(body: impl FnOnce()) -> impl FnOnce() {
     move || {
-        sys::priority::become_urgent();
+        let urgency = sys::priority::become_urgent();
+        log::debug!("this thread's urgency is {}", urgency.name());
         body();
     }
 }
@@ -392,7 +393,8 @@ fn become_user(config: &Config, socket: Option<&listen::SocketFile>) -> Result<(
     let directories = directories.into_iter().map(|path| (path.as_path(), user.gid));
     let socket = socket.map(|socket| (socket.path(), socket.group.unwrap_or(user.gid)));
     for (path, group) in directories.chain(socket) {
-        let owned = std::os::unix::fs::chown(path, Some(user.uid), Some(group));
+        // Not through a link: after the first start they are in that user's hands.
+        let owned = std::os::unix::fs::lchown(path, Some(user.uid), Some(group));
         owned.map_err(|error| refused(format!("{} cannot be given to it: {error}", path.display())))?;
     }
     sys::priority::keep_right_to_be_urgent();

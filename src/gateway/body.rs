@@ -154,11 +154,11 @@ impl Read for Body<'_> {
         let read = loop {
             match self.conn.socket.read(&mut buffer[..room]) {
                 Ok(0) => break Err(io::ErrorKind::UnexpectedEof.into()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if !self.wait()? {
-                        break Err(io::ErrorKind::TimedOut.into());
-                    }
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match self.wait() {
+                    Ok(true) => {}
+                    Ok(false) => break Err(io::ErrorKind::TimedOut.into()),
+                    Err(error) => break Err(error),
+                },
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 read => break read,
             }

@@ -31,7 +31,7 @@ const FIRST_ID: u64 = BELL + 1;
 /// Connections taken in one turn, so that a flood of them does not starve those that are here.
 const ACCEPT_MAX: usize = 32;
 
-/// Connections that were refused for want of a place and whose clients have not closed yet; a further one is closed at
+/// Connections without a place that were answered and whose clients have not closed yet; a further one is closed at
 /// once, and its client may see a reset instead of the answer.
 const REFUSED_MAX: usize = 16;
 
@@ -200,9 +200,8 @@ impl Door {
         let bytes = self.refusal(busy);
         let _ = socket.write(&bytes);
         let lingering = Lingering::refused(Arc::new(socket), self.clock.now());
-        if self.refused < REFUSED_MAX && self.ports.epoll.add(&*lingering.socket, id, Interest::Readable).is_ok() {
-            self.refused += 1;
-            self.held.insert(id, Held::Lingering(lingering));
+        if self.ports.epoll.add(&*lingering.socket, id, Interest::Readable).is_ok() {
+            self.hold(id, lingering);
         }
     }
 
@@ -222,10 +221,7 @@ impl Door {
                     let deadline = self.clock.now() + self.idle_timeout(&sending.conn);
                     self.held.insert(sending.conn.id, Held::Sending { sending, deadline });
                 }
-                Return::Lingering(conn) => {
-                    let id = conn.id;
-                    self.held.insert(id, Held::Lingering(Lingering::new(conn, self.clock.now())));
-                }
+                Return::Lingering(conn) => self.hold(conn.id, Lingering::new(conn, self.clock.now())),
                 Return::Follow { conn, head, what } => {
                     // Told first: a client that is gone already must not be followed after it has been told to be.
                     self.tell(Control::Follow { from: conn.id, what });
@@ -303,11 +299,8 @@ impl Door {
                 let wait = if is_idle { self.idle_timeout(&sending.conn) } else { self.settings.head_timeout };
                 self.admit(sending.conn, self.clock.now() + wait);
             }
-            Progress::Done if sending.conn.is_cut_short => {
-                let id = sending.conn.id;
-                self.linger_on(id, Lingering::new(sending.conn, self.clock.now()));
-            }
-            Progress::Done | Progress::Broken => {}
+            Progress::Done => self.linger(sending.conn),
+            Progress::Broken => {}
             Progress::More => {
                 let armed = self.ports.epoll.arm(&*sending.conn.socket, sending.conn.id, Interest::Writable);
                 if armed.is_ok() {
@@ -322,7 +315,7 @@ impl Door {
         let id = following.conn.id;
         let progress = if is_hung_up { Progress::Broken } else { following.write() };
         let interest = match progress {
-            Progress::Done if following.is_ended() => return,
+            Progress::Done if following.is_ended() => return self.linger(following.conn),
             Progress::Done => Interest::HangUp,
             Progress::More => Interest::Writable,
             Progress::Broken => return self.tell(Control::Gone { from: id }),
@@ -333,6 +326,28 @@ impl Door {
             }
             Err(_) => self.tell(Control::Gone { from: id }),
         }
+    }
+
+    /// The last byte has been sent.
+    fn linger(&mut self, conn: Conn) {
+        let id = conn.id;
+        let lingering = Lingering::new(conn, self.clock.now());
+        if let Err(error) = self.ports.epoll.arm(&*lingering.socket, id, Interest::Readable) {
+            log::debug!("a connection is closed: {error}");
+            return;
+        }
+        self.hold(id, lingering);
+    }
+
+    /// It is armed. Of those without a place there are a few; a further one is closed at once.
+    fn hold(&mut self, id: u64, lingering: Lingering) {
+        if !lingering.has_place() {
+            if self.refused == REFUSED_MAX {
+                return;
+            }
+            self.refused += 1;
+        }
+        self.held.insert(id, Held::Lingering(lingering));
     }
 
     fn linger_on(&mut self, id: u64, mut lingering: Lingering) {
@@ -372,8 +387,7 @@ impl Door {
         let bytes = self.refusal(problem);
         // One that does not take it at once does not get it.
         let _ = conn.socket.write(&bytes);
-        let id = conn.id;
-        self.linger_on(id, Lingering::new(conn, self.clock.now()));
+        self.linger(conn);
     }
 
     fn refusal(&self, problem: Problem) -> Vec<u8> {

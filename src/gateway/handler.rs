@@ -48,7 +48,7 @@ pub struct Shared {
     pub request_ids: Arc<RequestIds>,
     pub rate: SubmitRate,
     /// One handler is waiting for a client's next request.
-    pub is_lingering: AtomicBool,
+    pub is_expecting: AtomicBool,
 }
 
 pub struct HandlerPorts {
@@ -63,19 +63,19 @@ pub struct Handler {
     pub(super) shared: Arc<Shared>,
     ports: HandlerPorts,
     /// A connection just answered, whose next request may be on its way.
-    lingering: Cell<Option<Conn>>,
+    expecting: Cell<Option<Conn>>,
 }
 
 /// How long a handler that has nothing else to do waits for a client's next request itself. A client that works through
 /// a list sends it at once, and the way through the door would cost it a wake-up more. One handler at most.
-const LINGER: Duration = Duration::from_millis(1);
+const NEXT_WAIT: Duration = Duration::from_millis(1);
 
 /// Looks at what a client has sent after the last request it gets an answer to.
 const PIPELINED_MAX: usize = 32;
 
 impl Handler {
     pub fn new(shared: Arc<Shared>, ports: HandlerPorts) -> Handler {
-        Handler { shared, ports, lingering: Cell::new(None) }
+        Handler { shared, ports, expecting: Cell::new(None) }
     }
 
     /// Runs until the door or the scheduler is gone. Answers go before new requests: they free what others wait for.
@@ -91,15 +91,15 @@ impl Handler {
                     Err(_) => return,
                 },
             }
-            while let Some(conn) = self.lingering.take() {
-                self.linger(conn);
+            while let Some(conn) = self.expecting.take() {
+                self.expect_next(conn);
             }
         }
     }
 
-    fn linger(&self, mut conn: Conn) {
-        let is_here = wait_readable(&*conn.socket, LINGER).unwrap_or(false);
-        self.shared.is_lingering.store(false, Ordering::Release);
+    fn expect_next(&self, mut conn: Conn) {
+        let is_here = wait_readable(&*conn.socket, NEXT_WAIT).unwrap_or(false);
+        self.shared.is_expecting.store(false, Ordering::Release);
         if !is_here {
             return self.give_back(Return::Idle(conn), Interest::Readable);
         }
@@ -119,12 +119,12 @@ impl Handler {
         }
     }
 
-    fn may_linger(&self, conn: &Conn) -> bool {
+    fn may_expect(&self, conn: &Conn) -> bool {
         conn.unread.is_empty()
             && conn.unwanted == 0
             && self.ports.replies_rx.is_empty()
             && self.ports.arrivals_rx.is_empty()
-            && !self.shared.is_lingering.swap(true, Ordering::AcqRel)
+            && !self.shared.is_expecting.swap(true, Ordering::AcqRel)
     }
 
     fn arrived(&self, arrival: Arrival) {
@@ -342,9 +342,12 @@ impl Handler {
         let mut sending = Box::new(Sending::new(conn, bytes, file, keeps_alive));
         let (back, interest) = match sending.push() {
             Progress::Broken => return,
-            Progress::Done if sending.conn.is_cut_short => (Return::Lingering(sending.conn), Interest::Readable),
+            Progress::Done if sending.conn.is_cut_short => {
+                sending.conn.socket.stop_writing();
+                (Return::Lingering(sending.conn), Interest::Readable)
+            }
             Progress::Done if !keeps_alive => return close(&sending.conn),
-            Progress::Done if self.may_linger(&sending.conn) => return self.lingering.set(Some(sending.conn)),
+            Progress::Done if self.may_expect(&sending.conn) => return self.expecting.set(Some(sending.conn)),
             Progress::Done => (Return::Idle(sending.conn), Interest::Readable),
             Progress::More => (Return::Sending(sending), Interest::Writable),
         };

@@ -201,13 +201,24 @@ fn take_header(head: &mut Head, name: &str, value: &[u8]) -> Result<(), Problem>
         head.idempotency_key = Some(idempotency_key(&text(name, value)?)?);
     } else if is("range") {
         // Given twice, it is as good as several ranges, which are left alone.
-        head.conditions.range = if head.conditions.range.is_some() { None } else { Some(text(name, value)?) };
+        append(&mut head.conditions.range, &text(name, value)?);
     } else if is("if-range") {
         head.conditions.if_range = Some(text(name, value)?);
     } else if is("if-none-match") {
-        head.conditions.if_none_match = Some(text(name, value)?);
+        append(&mut head.conditions.if_none_match, &text(name, value)?);
     }
     Ok(())
+}
+
+/// Lines of a list are one list (RFC 9110, section 5.3).
+fn append(list: &mut Option<String>, more: &str) {
+    match list {
+        Some(list) => {
+            list.push_str(", ");
+            list.push_str(more);
+        }
+        None => *list = Some(more.to_string()),
+    }
 }
 
 /// Digits only: `+5`, `0x5` or `5, 5` mean different things to different programs.

@@ -24,7 +24,7 @@ const PIECES: usize = 16;
 #[derive(Debug)]
 pub struct Lingering {
     pub socket: Arc<Socket>,
-    /// `None`: it was refused for want of one.
+    /// `None`: it was refused for want of one, or leaves its short place to others.
     place: Option<Place>,
     left: u64,
     until: Duration,
@@ -34,8 +34,9 @@ pub struct Lingering {
 impl Lingering {
     /// After the last byte of the answer was sent.
     pub fn new(conn: Conn, now: Duration) -> Lingering {
+        let is_short = conn.is_short();
         let Conn { socket, place, .. } = conn;
-        Lingering::of(socket, Some(place), now)
+        Lingering::of(socket, (!is_short).then_some(place), now)
     }
 
     /// A connection there was no place for.

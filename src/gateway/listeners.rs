@@ -15,7 +15,10 @@ use crate::sys::socket::notice_vanished_peers;
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Listeners there may be; their tokens in epoll are below this.
-pub const LISTENERS_MAX: usize = 8;
+pub const LISTENERS_MAX: usize = INHERITED_MAX + 1;
+
+/// Those a service manager may hand over; one more is opened where all of them are of one kind: kurultaid(8).
+pub const INHERITED_MAX: usize = 8;
 
 #[derive(Debug)]
 pub enum Listener {
@@ -109,22 +112,31 @@ impl Listeners {
         self.reserve.take_back();
         if self.paused_until.is_none() {
             self.paused_until = Some(now + PAUSE);
-            self.for_each(|listener, _| epoll.remove(listener));
+            let _ = self.for_each(|listener, _| epoll.remove(listener));
         }
     }
 
     pub fn resume_if_due(&mut self, now: Duration, epoll: &Epoll) {
         if self.paused_until.is_some_and(|until| until <= now) {
-            self.paused_until = None;
-            self.for_each(|listener, token| epoll.add_for_good(listener, token));
+            // Why again: what there was too little of for a connection may still be too little for a watch, and a listener
+            // that nobody watches would make a deaf daemon.
+            let is_whole = self.for_each(|listener, token| match epoll.add_for_good(listener, token) {
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+                added => added,
+            });
+            self.paused_until = (!is_whole).then_some(now + PAUSE);
         }
     }
 
-    fn for_each(&self, act: impl Fn(&Listener, u64) -> io::Result<()>) {
+    /// Whether it went well with all of them.
+    fn for_each(&self, act: impl Fn(&Listener, u64) -> io::Result<()>) -> bool {
+        let mut is_whole = true;
         for (token, listener) in self.all.iter().enumerate() {
             if let Err(error) = act(listener, token as u64) {
                 log::error!("cannot change the watch on a listener: {error}");
+                is_whole = false;
             }
         }
+        is_whole
     }
 }

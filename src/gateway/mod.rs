@@ -30,5 +30,5 @@ pub use conn::Places;
 pub use door::{Arrival, Door, DoorPorts, DoorSettings, Return, sockets_max};
 pub use exchange::{Command, CommandPort, Exchange, RequestIds};
 pub use handler::{Handler, HandlerPorts, Shared};
-pub use listeners::{LISTENERS_MAX, Listener};
+pub use listeners::{INHERITED_MAX, LISTENERS_MAX, Listener};
 pub use rate::SubmitRate;

@@ -387,6 +387,7 @@ impl Monitor {
         !self.workers.is_empty()
             && (self.settings.sources.budget && is_over(usage, self.settings.limit_bytes)
                 || self.settings.sources.host && is_over(total.saturating_sub(available), total)
+                || available < self.settings.min_free_bytes.saturating_mul(2)
                 || self.last.cgroup.is_some_and(|fill| is_over(fill.used, fill.limit))
                 || self.workers.values().any(|worker| worker.memory.rss > worker.limits.soft))
     }

@@ -36,7 +36,8 @@ pub const SOFT_FLOOR: Duration = Duration::from_millis(50);
 /// show soon.
 pub const RAISED_CEILING: Duration = Duration::from_millis(250);
 
-/// What watching workers that stand still near their limits may take: one part in this many of a processor.
+/// What watching workers that stand still near their limits may take: one part in this many of a processor, unless readings
+/// are so dear that [`STILL_FLOOR_DEAR`] is too often for that.
 const STILL_SHARE: u32 = 100;
 
 /// What a turn of the monitor takes of a processor, smoothed.

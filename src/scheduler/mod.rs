@@ -115,6 +115,7 @@ impl<W: Send + 'static> Scheduler<W> {
         config: ConfigStatus,
     ) -> Self {
         let mut metrics = Metrics::default();
+        let gone = Gone::new(ports.calls_rx.capacity().unwrap_or_default());
         metrics.know_agents(core.settings().agents.keys());
         Scheduler {
             core,
@@ -131,7 +132,7 @@ impl<W: Send + 'static> Scheduler<W> {
             config,
             enforcement: Arc::default(),
             waiting: Vec::new(),
-            gone: Gone::default(),
+            gone,
             caller: None,
             actions,
             storage: None,

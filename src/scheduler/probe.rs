@@ -10,7 +10,8 @@ use crate::core::notice::Notice;
 use crate::core::refusal::Refusal;
 
 impl<W: Send + 'static> Scheduler<W> {
-    /// A refusal counts and is told as one, for the submission itself will not come.
+    /// A refusal counts and is told as one, for the submission itself will not come; but not that of an envelope, of which
+    /// nobody knows yet for which agent it is.
     pub(super) fn probe(&mut self, task: TaskId, draft: Option<Box<Draft>>) -> Answer {
         if let Some(trouble) = &self.storage {
             return Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };

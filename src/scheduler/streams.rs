@@ -41,8 +41,11 @@ impl Streams {
         self.followers.push((from, what));
     }
 
-    pub(super) fn forget(&mut self, from: u64) {
+    /// Whether it was one.
+    pub(super) fn forget(&mut self, from: u64) -> bool {
+        let before = self.followers.len();
         self.followers.retain(|(follower, _)| *follower != from);
+        self.followers.len() < before
     }
 
     pub(super) fn notice(&mut self, core: &Core, now: Now, notice: &Arc<Notice>) {

@@ -20,23 +20,28 @@ pub(super) struct Waiting<W> {
     pub is_duplicate: bool,
 }
 
-/// Clients that were gone before their calls were taken, of which the last are remembered. The calls are on their way then,
-/// so there are never many; what is here for another reason does no harm, for no connection's number comes twice.
-const GONE_MAX: usize = 256;
-
-#[derive(Debug, Default)]
-pub(super) struct Gone(VecDeque<u64>);
+/// Clients that were gone before their calls were taken. Each connection has one call at most, so that no more need to be
+/// remembered than there can be calls; what is here for another reason does no harm, for no connection's number comes twice.
+#[derive(Debug)]
+pub(super) struct Gone {
+    clients: VecDeque<u64>,
+    most: usize,
+}
 
 impl Gone {
+    pub(super) fn new(calls: usize) -> Gone {
+        Gone { clients: VecDeque::new(), most: calls.max(1) }
+    }
+
     fn note(&mut self, from: u64) {
-        if self.0.len() == GONE_MAX {
-            self.0.pop_front();
+        if self.clients.len() == self.most {
+            self.clients.pop_front();
         }
-        self.0.push_back(from);
+        self.clients.push_back(from);
     }
 
     pub(super) fn has(&self, from: u64) -> bool {
-        self.0.contains(&from)
+        self.clients.contains(&from)
     }
 }
 
@@ -46,10 +51,10 @@ impl<W: Send + 'static> Scheduler<W> {
     pub(super) fn gone(&mut self, from: u64) {
         let before = self.waiting.len();
         self.waiting.retain(|waiting| waiting.from != from);
-        if self.waiting.len() == before {
+        let followed = self.streams.forget(from);
+        if self.waiting.len() == before && !followed {
             self.gone.note(from);
         }
-        self.streams.forget(from);
     }
 
     pub(super) fn finished(&mut self, task: &Arc<FinishedTask>, replies: &mut Vec<Reply<W>>) {

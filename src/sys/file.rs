@@ -12,6 +12,17 @@ pub fn may_write(path: &Path) -> bool {
     unsafe { libc::access(path.as_ptr(), libc::W_OK) == 0 }
 }
 
+/// What `make` creates lacks these permission bits: umask(2), which is the whole process's. For the start, when there is one
+/// thread.
+pub fn with_umask<T>(mask: u32, make: impl FnOnce() -> T) -> T {
+    // SAFETY: plain numbers; it cannot fail.
+    let before = unsafe { libc::umask(mask as libc::mode_t) };
+    let made = make();
+    // SAFETY: as above.
+    unsafe { libc::umask(before) };
+    made
+}
+
 /// Whether the file has the extended attribute with just this one byte: getxattr(2).
 pub fn has_attribute(path: &Path, name: &CStr, value: u8) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };

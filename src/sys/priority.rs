@@ -44,16 +44,10 @@ pub fn become_urgent() -> Urgency {
     }
 }
 
-/// What [`become_urgent`] would come to. Called by the main thread, which stays as it was: back to less is always allowed.
+/// What [`become_urgent`] would come to: the kernel is asked on a thread of its own, which ends with the answer.
 pub fn possible_urgency() -> Urgency {
-    let before = ordinary();
-    if set_policy(libc::SCHED_RR, LOWEST_REAL_TIME).and_then(|()| set_policy(libc::SCHED_OTHER, 0)).is_ok() {
-        Urgency::RealTime
-    } else if set_nice(MOST_URGENT_NICE).and_then(|()| set_nice(before)).is_ok() {
-        Urgency::Nice
-    } else {
-        Urgency::Ordinary
-    }
+    let asked = std::thread::Builder::new().spawn(become_urgent);
+    asked.ok().and_then(|thread| thread.join().ok()).unwrap_or_default()
 }
 
 /// So that threads may still become urgent when the process has another user. What is started loses it again: see

@@ -23,11 +23,10 @@ impl Notice {
                 each("text", text(why));
                 each("request", text(request));
             }
-            Notice::TaskWaiting { task, agent, reason, text: why, incident } => {
+            Notice::TaskWaiting { task, agent, text: why, incident } => {
                 each_incident(incident.as_ref(), each);
                 each("task", id(task));
                 each("agent", text(agent));
-                each("reason", text(reason));
                 each("text", text(why));
             }
             Notice::TaskStarted { task, worker, agent, attempt, waited, request } => {

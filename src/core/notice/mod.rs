@@ -139,11 +139,10 @@ pub enum Notice {
         soft_limit_bytes: u64,
         incident: Option<IncidentId>,
     },
-    /// It could start but for memory.
+    /// It could start, but does not fit.
     TaskWaiting {
         task: TaskId,
         agent: Arc<str>,
-        reason: &'static str,
         text: String,
         incident: Option<IncidentId>,
     },
