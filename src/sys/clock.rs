@@ -30,7 +30,7 @@ pub fn thread_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the structure is alive and written to. The clock is there since Linux 2.6.12, so the call does not fail.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    Duration::new(time.tv_sec.unsigned_abs() as u64, time.tv_nsec.unsigned_abs() as u32)
+    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.unsigned_abs() as u32)
 }
 
 /// Milliseconds since 1970-01-01 UTC; 0 if the machine's date is before that.
