@@ -24,6 +24,7 @@ use super::routes::{self, BreakerCall, Target};
 use super::upload::{SMALL_BODY_MAX, Upload};
 use crate::core::event::BreakerRequest;
 use crate::metrics::HttpMetrics;
+use crate::scheduler::board::HealthBoard;
 use crate::scheduler::call::{Answer, Call, Follow, Reply as SchedulerReply, Request};
 use crate::spool::{Files, TaskIds};
 use crate::sys::clock::Clock;
@@ -46,6 +47,7 @@ pub struct Shared {
     pub max_body: Arc<AtomicU64>,
     pub request_ids: Arc<RequestIds>,
     pub rate: SubmitRate,
+    pub board: Arc<HealthBoard>,
     /// One handler is waiting for a client's next request.
     pub is_lingering: AtomicBool,
 }
@@ -202,8 +204,11 @@ impl Handler {
                     Target::Cancel(task) => (Request::Cancel { task }, Plan::Plain),
                     Target::Decisions { limit } => (Request::Decisions { limit }, Plan::Plain),
                     Target::Status(part) => (Request::Status, Plan::Status(part)),
-                    Target::Health { live: true } => (Request::Ping, Plan::Health),
-                    Target::Health { live: false } => (Request::Status, Plan::Health),
+                    Target::Health { live: true } => (Request::Ping, Plan::Plain),
+                    Target::Health { live: false } => match self.shared.board.read(exchange.started) {
+                        Some(health) => return Ok(Asked::Nobody(render::health(&health, None))),
+                        None => (Request::Health, Plan::Plain),
+                    },
                     Target::Metrics => (Request::Scrape, Plan::Metrics),
                     Target::Breaker { name, request } => {
                         let plan = match request {

@@ -13,7 +13,7 @@ use crate::core::notice::Notice;
 use crate::core::refusal::Refusal;
 use crate::core::settings::Settings;
 use crate::core::task::{Payload, PayloadKind, Priority, TaskSpec};
-use crate::core::view::{Snapshot, TaskFilter};
+use crate::core::view::{HealthView, Snapshot, TaskFilter};
 use crate::core::waiting::Wait;
 use crate::metrics::Metrics;
 use crate::sys::priority::Urgency;
@@ -50,6 +50,7 @@ pub enum Request {
     },
     Tasks(TaskFilter),
     Status,
+    Health,
     Scrape,
     Decisions {
         limit: usize,
@@ -126,6 +127,10 @@ pub enum Answer {
     Task(Option<Box<TaskView>>),
     Tasks(Vec<TaskView>),
     Status(Box<Status>),
+    Health {
+        health: HealthView,
+        storage_error: Option<String>,
+    },
     Scrape(Box<(Metrics, Snapshot)>),
     Decisions(Vec<Decision>),
     Why(Option<Box<Why>>),
