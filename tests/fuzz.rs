@@ -11,8 +11,10 @@ use std::path::Path;
 use invariants::step;
 use kurultai::spool::Files;
 
-/// Mutations of each seed: a second or so for all of them in a debug build.
-const MUTATIONS: usize = 16;
+/// Mutations of each seed: a second or two for all of them in a debug build, in which a long one counts for many.
+fn mutations(seed: &[u8]) -> usize {
+    if seed.len() > 1024 { 2 } else { 12 }
+}
 
 /// What is put in besides single bytes: where parsers turn.
 const MORSELS: [&[u8]; 16] = [
@@ -64,7 +66,7 @@ fn each_input(target: &str, holds: impl Fn(&[u8])) {
     for (name, seed) in &seeds {
         let mut input = Input { name, bytes: seed.clone() };
         holds(&input.bytes);
-        for _ in 0..MUTATIONS {
+        for _ in 0..mutations(seed) {
             let other = &seeds[(step(&mut dice) as usize) % seeds.len()].1;
             input.bytes = mutate(seed, other, &mut dice);
             holds(&input.bytes);

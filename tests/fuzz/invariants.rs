@@ -20,7 +20,7 @@ const READ_BYTES: usize = 16 * 1024;
 /// time where there are many.
 pub fn head(bytes: &[u8]) {
     let bytes = &bytes[..bytes.len().min(HEAD_MAX)];
-    let stride = 1 + bytes.len() / 1024;
+    let stride = 1 + bytes.len() / 512;
     let mut decided: Option<(usize, Verdict)> = None;
     let mut seen = 0;
     for end in (0..=bytes.len()).step_by(stride).chain([bytes.len()]) {
