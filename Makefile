@@ -14,6 +14,7 @@ CONFDIR = $(SYSCONFDIR)/kurultai
 INITDIR = $(SYSCONFDIR)/init.d
 
 TARGET = $(or $(CARGO_TARGET_DIR),target)
+FUZZ = $(abspath $(TARGET))/fuzz
 INSTALL = install
 PAGES = $(wildcard man/*.[1-8])
 AGENTS = $(filter-out %/__pycache__,$(wildcard scripts/agents/*))
@@ -24,7 +25,7 @@ SEED =
 COUNT =
 SECONDS =
 
-.PHONY: build help demo run test simulate check coverage bench footprint install uninstall clean
+.PHONY: build help demo run test simulate check coverage fuzz bench footprint install uninstall clean
 
 build: ## optimised programs in target/release (the default)
 	$(CARGO) build --release --locked
@@ -66,8 +67,19 @@ coverage: ## lines of the core, the workers and the memory room under test, at l
 		--include-files 'src/core/*' --include-files 'src/worker/*' --include-files 'src/memory/*' \
 		--exclude-files '*tests*' --out Xml --output-dir coverage --fail-under 90
 
-bench: build ## latency and throughput
-	scripts/bench
+# Why RUSTC_BOOTSTRAP: the sanitizers are options of the compiler that it calls unstable, whatever it is asked to build.
+fuzz: ## the HTTP head and the worker protocol against any bytes, SECONDS=60 each
+	@$(CARGO) fuzz --version || { \
+		echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz (and a C++ compiler, Debian package g++)" >&2; exit 1; }
+	for target in head protocol; do \
+		mkdir -p $(FUZZ)/corpus/$$target $(FUZZ)/tmp && \
+		TMPDIR=$(FUZZ)/tmp RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz --target-dir $(FUZZ) $$target \
+			$(FUZZ)/corpus/$$target $(CURDIR)/tests/fuzz/corpus/$$target -- -max_total_time=$(or $(SECONDS),60) -max_len=9000 \
+			|| exit 1; \
+	done
+
+bench: build ## latency and throughput; SECONDS=30 for each server under wrk
+	scripts/bench $(SECONDS)
 
 footprint: build ## memory of the daemon, idle and under load
 	scripts/footprint

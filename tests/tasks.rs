@@ -442,3 +442,24 @@ fn a_request_id_goes_from_the_client_through_log_and_worker_and_back() {
     }
     daemon.stop();
 }
+
+#[test]
+fn health_is_never_older_than_the_last_answer() {
+    let daemon = Daemon::start(&one_worker(""));
+    occupy(&daemon);
+    let depth = || daemon.get("/health").expect(200).json()["queue"]["depth"].clone();
+    assert_eq!(depth(), 0);
+    for _ in 0..20 {
+        let waiting: Vec<String> = (1..=5)
+            .map(|count| {
+                let id = daemon.accept("sleeper", json!({ "ms": LONG_MS }));
+                assert_eq!(depth(), count, "after {id} was accepted");
+                id
+            })
+            .collect();
+        for (left, id) in (0..5).rev().zip(&waiting) {
+            cancel(&daemon, id);
+            assert_eq!(depth(), left, "after {id} was cancelled");
+        }
+    }
+}

@@ -100,6 +100,10 @@ pub struct Governor {
 pub struct Shedding {
     pub action: Option<SheddingAction>,
     pub settle_until: Duration,
+    /// The lowest pressure since the last action was over.
+    lowest: f64,
+    /// Since then the pressure was below an emergency, or has risen again: what was to fall has fallen.
+    pub has_turned: bool,
     /// It was said in this incident that the pressure comes from outside.
     pub has_blamed_outside: bool,
 }
@@ -120,6 +124,9 @@ pub struct Crossing {
 
 /// How long a rung is given to work before the next one, if no reading comes that says more.
 const RUNG_PAUSE: Duration = Duration::from_millis(100);
+
+/// A pressure that is this much above its lowest does not fall any more.
+const RISING: f64 = 0.01;
 
 /// Readings older than this count for little in the trend.
 const TREND_MEMORY: Duration = Duration::from_secs(5);
@@ -177,6 +184,9 @@ impl Governor {
         let to = if self.is_starved { Level::Emergency } else { next_level(from, pressure, settings) };
         self.sample = Some((now, sample));
         self.level = to;
+        let shedding = &mut self.shedding;
+        shedding.lowest = shedding.lowest.min(pressure);
+        shedding.has_turned |= to < Level::Emergency || pressure > shedding.lowest + RISING;
         if to == from {
             return None;
         }
@@ -189,6 +199,13 @@ impl Governor {
             self.shedding.has_blamed_outside = false;
         }
         Some(Crossing { from, to, incident })
+    }
+
+    /// The last action is over, and memory gets time to fall.
+    pub fn begin_to_settle(&mut self, now: Duration, settings: &MemorySettings) {
+        self.shedding.action = None;
+        self.shedding.settle_until = now + settings.settle;
+        (self.shedding.lowest, self.shedding.has_turned) = (f64::INFINITY, false);
     }
 
     /// Moves shedding one rung towards the level; the new rung if it went up. `has_reading`: a reading has just come,

@@ -132,8 +132,12 @@ impl Core {
         match self.governor.shedding.action {
             Some(SheddingAction::Preempting(id)) if rung == Level::Emergency => self.stop_waiting_for(id),
             Some(SheddingAction::Preempting(_) | SheddingAction::Killing(_)) => {}
-            None if self.governor.shedding.settle_until > self.now.at => {}
-            None if rung == Level::Emergency => self.kill_one(),
+            // Why not wait for the rest of the pause: whoever brings the next emergency about has memory that the last one
+            // did not give back, and in two seconds a leak takes gigabytes.
+            None if rung == Level::Emergency && (!self.is_settling() || self.governor.shedding.has_turned) => {
+                self.kill_one();
+            }
+            None if self.is_settling() => {}
             None => self.preempt_one(),
         }
     }
@@ -178,8 +182,7 @@ impl Core {
             }),
         };
         if !is_under_way {
-            self.governor.shedding.action = None;
-            self.governor.shedding.settle_until = self.now.at + self.settings.memory.settle;
+            self.governor.begin_to_settle(self.now.at, &self.settings.memory);
         }
     }
 

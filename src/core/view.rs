@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Core;
-use super::breaker::BreakerView;
+use super::breaker::{Breaker, BreakerState, BreakerView};
 use super::event::Now;
 use super::governor::{self, Level, MemorySample};
 use super::health::Availability;
@@ -25,6 +25,23 @@ pub struct Snapshot {
     pub schedules: Vec<ScheduleView>,
     pub agents: Vec<AgentView>,
     pub features: Features,
+}
+
+/// What `/health` tells: as much as can be copied after every event.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HealthView {
+    pub is_draining: bool,
+    pub level: Level,
+    pub is_governed: bool,
+    pub pressure: f64,
+    pub queue_depth: usize,
+    pub queue_max_depth: usize,
+    pub workers_active: usize,
+    pub workers_idle: usize,
+    pub workers_max: usize,
+    pub breakers_open: usize,
+    /// Zero where memory refuses nothing.
+    pub retry_after: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -124,6 +141,29 @@ impl Core {
             schedules: self.schedules_view(now),
             agents: self.agents_view(now),
             features: self.settings.features,
+        }
+    }
+
+    pub fn health(&self) -> HealthView {
+        let (settings, level) = (&self.settings.memory, self.governor.level());
+        let idle = self.pool.idle();
+        let is_open = |breaker: &&Breaker| breaker.state() == BreakerState::Open;
+        HealthView {
+            is_draining: self.draining.is_some(),
+            level,
+            is_governed: self.governs_memory(),
+            pressure: self.governor.pressure(settings),
+            queue_depth: self.queue.depth(),
+            queue_max_depth: self.settings.queue.max_depth,
+            workers_active: self.pool.iter().count() - idle,
+            workers_idle: idle,
+            workers_max: self.settings.workers.max,
+            breakers_open: self.breakers.values().filter(is_open).count(),
+            retry_after: if level >= Level::Reject {
+                super::refusal::honest(self.governor.retry_after(settings, self.next_end()))
+            } else {
+                Duration::ZERO
+            },
         }
     }
 

@@ -235,6 +235,7 @@ fn start(
         max_body: max_body.clone(),
         request_ids,
         rate: SubmitRate::new(submit_rate.clone()),
+        board: scheduler.board(),
         is_expecting: AtomicBool::new(false),
     });
 

@@ -69,7 +69,6 @@ pub enum Plan {
     /// Whether the body of a submission is worth reading.
     Upload(Box<Upload>),
     Status(Part),
-    Health,
     Metrics,
     Page,
     Follow(Follow),

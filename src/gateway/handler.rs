@@ -25,6 +25,7 @@ use super::routes::{self, BreakerCall, Target};
 use super::upload::{SMALL_BODY_MAX, Upload};
 use crate::core::event::BreakerRequest;
 use crate::metrics::{HttpMetrics, Route};
+use crate::scheduler::board::HealthBoard;
 use crate::scheduler::call::{Answer, Call, Follow, Reply as SchedulerReply, Request};
 use crate::spool::{Files, TaskIds};
 use crate::sys::clock::Clock;
@@ -47,6 +48,7 @@ pub struct Shared {
     pub max_body: Arc<AtomicU64>,
     pub request_ids: Arc<RequestIds>,
     pub rate: SubmitRate,
+    pub board: Arc<HealthBoard>,
     /// One handler is waiting for a client's next request.
     pub is_expecting: AtomicBool,
 }
@@ -149,6 +151,7 @@ impl Handler {
         match outcome {
             Ok(Asked::Scheduler(request)) => self.call(exchange, request),
             Ok(Asked::Main(command)) => self.command(command(Box::new(exchange))),
+            Ok(Asked::Nobody(reply)) => self.finish(exchange, reply),
             Err(problem) => {
                 // Without a length, nobody here can tell where this request ends.
                 if head.is_chunked || problem.status == 411 {
@@ -204,8 +207,11 @@ impl Handler {
                     Target::Cancel(task) => (Request::Cancel { task }, Plan::Plain),
                     Target::Decisions { limit } => (Request::Decisions { limit }, Plan::Plain),
                     Target::Status(part) => (Request::Status, Plan::Status(part)),
-                    Target::Health { live: true } => (Request::Ping, Plan::Health),
-                    Target::Health { live: false } => (Request::Status, Plan::Health),
+                    Target::Health { live: true } => (Request::Ping, Plan::Plain),
+                    Target::Health { live: false } => match self.shared.board.read(exchange.started) {
+                        Some(health) => return Ok(Asked::Nobody(render::health(&health, None))),
+                        None => (Request::Health, Plan::Plain),
+                    },
                     Target::Metrics => (Request::Scrape, Plan::Metrics),
                     Target::Page => (Request::Overview { decisions: page::DECISIONS }, Plan::Page),
                     Target::Breaker { name, request } => {
@@ -387,6 +393,7 @@ impl Handler {
 enum Asked {
     Scheduler(Request),
     Main(fn(Box<Exchange>) -> Command),
+    Nobody(Reply),
 }
 
 /// What a connection beyond the lasting ones is for: nothing that may take long, nor carries much.

@@ -55,9 +55,10 @@ impl Head {
 
 /// The head at the start of `bytes` and its length, or `None` if it is not complete.
 pub fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Problem> {
+    let sound = before_bare_line_feed(bytes);
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
-    let status = request.parse(bytes).map_err(|error| match error {
+    let status = request.parse(sound).map_err(|error| match error {
         httparse::Error::TooManyHeaders => Problem::new(
             431,
             "invalid_request",
@@ -65,28 +66,24 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Problem> {
         ),
         error => Problem::malformed(format!("the request head is malformed: {error}")),
     })?;
-    refuse_bare_line_feeds(bytes, &status)?;
-    let httparse::Status::Complete(length) = status else {
-        return if bytes.len() >= HEAD_MAX { Err(too_large()) } else { Ok(None) };
-    };
-    if length > HEAD_MAX {
-        return Err(too_large());
+    match status {
+        httparse::Status::Complete(length) if length <= HEAD_MAX => {
+            interpret(&request).map(|head| Some((head, length)))
+        }
+        httparse::Status::Complete(_) => Err(too_large()),
+        httparse::Status::Partial if sound.len() < bytes.len() => {
+            Err(Problem::malformed("a line of the head ends with a line feed alone: end lines with CR LF"))
+        }
+        httparse::Status::Partial if bytes.len() >= HEAD_MAX => Err(too_large()),
+        httparse::Status::Partial => Ok(None),
     }
-    interpret(&request).map(|head| Some((head, length)))
 }
 
 /// A server may take a line feed alone for the end of a line (RFC 9112, section 2.2), and one before it may not: the two
-/// would not see the same requests.
-fn refuse_bare_line_feeds(bytes: &[u8], status: &httparse::Status<usize>) -> Result<(), Problem> {
-    let head = match status {
-        httparse::Status::Complete(length) => &bytes[..*length],
-        httparse::Status::Partial => bytes,
-    };
-    let is_bare = |at: usize| head[at] == b'\n' && (at == 0 || head[at - 1] != b'\r');
-    if (0..head.len()).any(is_bare) {
-        return Err(Problem::malformed("a line of the head ends with a line feed alone: end lines with CR LF"));
-    }
-    Ok(())
+/// would not see the same requests. So a head has to be whole before the first of them.
+fn before_bare_line_feed(bytes: &[u8]) -> &[u8] {
+    let is_bare = |at: &usize| bytes[*at] == b'\n' && (*at == 0 || bytes[*at - 1] != b'\r');
+    (0..bytes.len()).find(is_bare).map_or(bytes, |at| &bytes[..at])
 }
 
 fn too_large() -> Problem {
@@ -312,6 +309,18 @@ mod tests {
         let (old, _) = head("GET / HTTP/1.0\r\nExpect: tea\r\n\r\n").expect("not meant").expect("complete");
         assert!(!old.expects_continue);
         assert_eq!(head("GET x HTTP/1.1\r\nHost: a\r\n\r\n").err(), Some(400), "no path");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_head_is_said_the_same_however_much_has_come_after_it() {
+        let malformed = |text: &str| parse(text.as_bytes()).expect_err(text).message;
+        let early = malformed("GET / HTTP/1.1\r\nHost: a\nX");
+        assert!(early.contains("line feed alone"), "{early}");
+        assert_eq!(malformed("GET / HTTP/1.1\r\nHost: a\nX y: z\r\n\r\n"), early);
+        let early = malformed("GET / HTTP/1.1\r\nX y");
+        assert_eq!(malformed("GET / HTTP/1.1\r\nX y: z\n\r\n"), early);
+        let (_, length) = head("GET / HTTP/1.0\r\n\r\n\n").expect("the body may have it").expect("complete");
+        assert_eq!(length, 18);
     }
 
     #[test]

@@ -5,14 +5,14 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::core::admission::DRAIN_RETRY;
-use crate::core::breaker::{BreakerState, BreakerView};
+use crate::core::breaker::BreakerView;
 use crate::core::governor::{DaemonMemory, Level};
 use crate::core::ids::IncidentId;
 use crate::core::ledger::TaskView;
 use crate::core::notice::{Field, Notice, Severity};
 use crate::core::settings::{AgentMode, Mode, Runtime};
 use crate::core::task::{Failure, Outcome, Priority, ResultPlace, TaskState};
-use crate::core::view::{AgentView, QueueView, ScheduleView, Snapshot, WorkersView};
+use crate::core::view::{AgentView, HealthView, QueueView, ScheduleView, Snapshot, WorkersView};
 use crate::scheduler::call::{Decision, Status, StreamItem, StreamLine, Why};
 use crate::scheduler::history::SLOT;
 
@@ -296,36 +296,34 @@ pub fn agents(agents: &[AgentView]) -> Value {
 }
 
 /// The health object and its HTTP status.
-pub fn health(status: &Status) -> (u16, Value) {
-    let snapshot = &status.snapshot;
-    let (code, name) = if snapshot.is_draining {
+pub fn health(health: &HealthView, storage_error: Option<&str>) -> (u16, Value) {
+    let (code, name) = if health.is_draining {
         (503, "draining")
     } else {
-        match snapshot.memory.level {
+        match health.level {
             Level::Normal => (200, "ok"),
             Level::Warning => (200, "warning"),
             Level::Critical => (200, "critical"),
             // Nothing is refused.
-            Level::Reject | Level::Emergency if !snapshot.memory.is_governed => (200, "critical"),
+            Level::Reject | Level::Emergency if !health.is_governed => (200, "critical"),
             Level::Reject => (503, "overloaded"),
             Level::Emergency => (503, "emergency"),
         }
     };
-    let open = snapshot.breakers.iter().filter(|(_, breaker)| breaker.state == BreakerState::Open).count();
     let mut object = json!({
         "status": name,
-        "memory": { "level": snapshot.memory.level.name(), "pressure": ratio(snapshot.memory.pressure) },
-        "queue": { "depth": snapshot.queue.depth, "maxDepth": snapshot.queue.max_depth },
+        "memory": { "level": health.level.name(), "pressure": ratio(health.pressure) },
+        "queue": { "depth": health.queue_depth, "maxDepth": health.queue_max_depth },
         "workers": {
-            "active": snapshot.workers.active, "idle": snapshot.workers.idle, "max": snapshot.workers.max,
+            "active": health.workers_active, "idle": health.workers_idle, "max": health.workers_max,
         },
-        "breakers": { "open": open },
+        "breakers": { "open": health.breakers_open },
     });
     if code == 503 {
-        let wait = if snapshot.is_draining { DRAIN_RETRY } else { snapshot.memory.retry_after };
+        let wait = if health.is_draining { DRAIN_RETRY } else { health.retry_after };
         object["retryAfterS"] = json!(wait.as_secs().max(1));
     }
-    if let Some(error) = &status.storage_error {
+    if let Some(error) = storage_error {
         object["storage"] = json!({ "error": error });
     }
     (code, object)

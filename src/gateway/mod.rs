@@ -9,6 +9,8 @@ mod body;
 mod conn;
 mod door;
 mod exchange;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod head;
 mod json;

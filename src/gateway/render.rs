@@ -12,7 +12,7 @@ use crate::core::event::{BreakerAnswer, CancelAnswer};
 use crate::core::ledger::TaskView;
 use crate::core::refusal::Refusal;
 use crate::core::task::{Outcome, ResultPlace, ResultRef};
-use crate::core::view::Snapshot;
+use crate::core::view::{HealthView, Snapshot};
 use crate::metrics::{HttpMetrics, Metrics, exposition};
 use crate::scheduler::call::{Answer, Follow, Status};
 use crate::spool::Files;
@@ -47,8 +47,8 @@ pub fn render(plan: Plan, answer: Answer, files: &Files) -> Rendered {
         (_, Answer::Tasks(views)) => {
             Reply::json(200, &json!({ "tasks": views.iter().map(json::task).collect::<Vec<_>>() }))
         }
-        (Plan::Health, Answer::Status(status)) => health(&status),
         (_, Answer::Overview(status, decisions)) => page::reply(&status, &decisions),
+        (_, Answer::Health { health: view, storage_error }) => health(&view, storage_error.as_deref()),
         (Plan::Status(part), Answer::Status(status)) => status_part(part, &status),
         (_, Answer::Status(status)) => status_part(Part::All, &status),
         (_, Answer::Pong) => Reply::json(200, &json!({ "status": "live" })),
@@ -183,8 +183,8 @@ fn breaker(answer: &BreakerAnswer, name: &str, view: Option<serde_json::Value>) 
     }
 }
 
-fn health(status: &Status) -> Reply {
-    let (code, object) = json::health(status);
+pub fn health(health: &HealthView, storage_error: Option<&str>) -> Reply {
+    let (code, object) = json::health(health, storage_error);
     let retry_after = object["retryAfterS"].as_u64();
     let reply = Reply::json(code, &object);
     match retry_after {

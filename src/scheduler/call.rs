@@ -14,7 +14,7 @@ use crate::core::notice::Notice;
 use crate::core::refusal::Refusal;
 use crate::core::settings::Settings;
 use crate::core::task::{Payload, PayloadKind, Priority, TaskSpec};
-use crate::core::view::{Snapshot, TaskFilter};
+use crate::core::view::{HealthView, Snapshot, TaskFilter};
 use crate::core::waiting::Wait;
 use crate::metrics::Metrics;
 use crate::sys::priority::Urgency;
@@ -55,6 +55,7 @@ pub enum Request {
     Overview {
         decisions: usize,
     },
+    Health,
     Scrape,
     Decisions {
         limit: usize,
@@ -132,6 +133,10 @@ pub enum Answer {
     Tasks(Vec<TaskView>),
     Status(Box<Status>),
     Overview(Box<Status>, Vec<Decision>),
+    Health {
+        health: HealthView,
+        storage_error: Option<String>,
+    },
     Scrape(Box<(Metrics, Snapshot)>),
     Decisions(Vec<Decision>),
     Why(Option<Box<Why>>),

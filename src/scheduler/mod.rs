@@ -1,9 +1,10 @@
 //! The loop around the core: it alone holds the core, hands it events and performs its actions.
 //!
 //! May import core, channels, the spool, the supervisor's handle and metrics. Must never know why an action was chosen,
-//! nor who waits for an answer.
+//! nor who waits for an answer. What it tells without being asked stands on the [`board`].
 
 mod beats;
+pub mod board;
 pub mod call;
 pub mod history;
 mod probe;
@@ -31,6 +32,7 @@ use crate::spool::{Files, Spool, TaskIds};
 use crate::sys::clock::{Clock, wall_ms};
 use crate::sys::eventfd::EventFd;
 use crate::worker::SupervisorHandle;
+use board::HealthBoard;
 use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply, Request, Status, Why};
 use history::History;
 pub use streams::StreamPort;
@@ -82,6 +84,7 @@ pub struct Scheduler<W> {
     watching: Watching,
     config: ConfigStatus,
     enforcement: Arc<Enforcement>,
+    board: Arc<HealthBoard>,
     /// Callers that wait for a task to end.
     waiting: Vec<Waiting<W>>,
     gone: Gone,
@@ -131,6 +134,7 @@ impl<W: Send + 'static> Scheduler<W> {
             history: History::default(),
             config,
             enforcement: Arc::default(),
+            board: Arc::default(),
             waiting: Vec::new(),
             gone,
             caller: None,
@@ -144,6 +148,11 @@ impl<W: Send + 'static> Scheduler<W> {
     pub fn with_enforcement(mut self, enforcement: Enforcement) -> Self {
         self.enforcement = Arc::new(enforcement);
         self
+    }
+
+    /// Kept up to date with every event.
+    pub fn board(&self) -> Arc<HealthBoard> {
+        self.board.clone()
     }
 
     /// Runs until [`Control::Stop`], or until nobody can send any more.
@@ -300,6 +309,7 @@ impl<W: Send + 'static> Scheduler<W> {
             | Request::Tasks(_)
             | Request::Status
             | Request::Overview { .. }
+            | Request::Health
             | Request::Scrape
             | Request::Decisions { .. }
             | Request::Why { .. }
@@ -320,6 +330,11 @@ impl<W: Send + 'static> Scheduler<W> {
             Request::Status => Answer::Status(Box::new(self.status())),
             Request::Overview { decisions } => {
                 Answer::Overview(Box::new(self.status()), self.last_decisions(decisions))
+            }
+            Request::Health => {
+                self.publish_health();
+                let storage_error = self.storage.as_ref().map(|trouble| trouble.error.clone());
+                Answer::Health { health: self.core.health(), storage_error }
             }
             Request::Scrape => Answer::Scrape(Box::new((self.metrics.clone(), self.core.snapshot(self.now())))),
             Request::Decisions { limit } => Answer::Decisions(self.last_decisions(limit)),
@@ -355,9 +370,14 @@ impl<W: Send + 'static> Scheduler<W> {
 
     /// Performs what the core wanted, records first: nobody is told of anything that is not written.
     fn perform(&mut self) {
+        // INVARIANT: before anybody hears of what happened: who then asks how the daemon is gets no older answer.
+        self.publish_health();
         while !self.actions.is_empty() {
             let actions = std::mem::take(&mut self.actions);
             let has_records = self.write_records(&actions);
+            if self.storage.is_some() {
+                self.publish_health();
+            }
             let results = storage::result_files(&actions);
             let mut replies = Vec::new();
             for action in actions {
@@ -378,6 +398,11 @@ impl<W: Send + 'static> Scheduler<W> {
             Some(syncer) if has_records || replies.iter().any(is_promise) => syncer.release(replies, results),
             Some(_) | None => replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply)),
         }
+    }
+
+    fn publish_health(&self) {
+        let health = self.storage.is_none().then(|| self.core.health());
+        self.board.publish(self.clock.now(), health.as_ref());
     }
 
     fn perform_one(&mut self, action: Action, replies: &mut Vec<Reply<W>>) {

@@ -11,6 +11,8 @@
 pub mod guardian;
 
 mod compose;
+#[doc(hidden)]
+pub mod fuzzing;
 mod lines;
 mod message;
 mod outbox;

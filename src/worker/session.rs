@@ -21,6 +21,9 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// A progress message is for a person's eyes; it is kept with the task.
 const PROGRESS_TEXT_MAX: usize = 1024;
 
+/// The longest reason of a breach, in bytes: a parser quotes all of a value it did not expect.
+const REASON_MAX: usize = 256;
+
 /// The answer that a result holds when COMPLETE gave none.
 const NO_RESULT: &str = "null";
 
@@ -75,7 +78,7 @@ impl Session {
     ) -> Result<(), String> {
         message::parse(line)
             .and_then(|message| self.message(speaker, budget, room, message))
-            .map_err(|reason| format!("{reason}: {}", quote(line)))
+            .map_err(|reason| format!("{}: {}", cut(&reason, REASON_MAX), quote(line)))
     }
 
     fn message(

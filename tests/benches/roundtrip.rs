@@ -3,12 +3,15 @@
 //! Absolute times say more about the machine than about the program; the ratios, taken in one run, travel.
 #![allow(unsafe_code)]
 
-use std::fs;
+mod daemon;
+
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::Duration;
+
+use daemon::{Daemon, command, now};
 
 const ROUND_TRIPS: usize = 4000;
 const WARM_UP: usize = 200;
@@ -22,7 +25,7 @@ fn main() {
     let pipe = pipe_round_trip(&agent);
     println!("pipe to the worker, the two ends on two CPUs    p50 {:>8.1} us", micros(pipe));
     for durability in ["none", "fsync"] {
-        let daemon = Daemon::start(&agent, durability);
+        let daemon = Daemon::start(&settings(&agent, durability));
         let one = daemon.one_submitter();
         println!(
             "through the daemon, durability {durability:<5}             p50 {:>8.1} us   {:>5.2} x the pipe",
@@ -35,18 +38,17 @@ fn main() {
     }
 }
 
+fn settings(agent: &Path, durability: &str) -> String {
+    format!(
+        "[spool]\ndurability = \"{durability}\"\n\
+         [queue]\nmax_depth = 64\npriority_limits = {{ critical = 64, high = 64, normal = 64, low = 64, heartbeat = 64 }}\n\
+         [agents.echo]\ncommand = [\"python3\", \"{}\"]\nmode = \"persistent\"\n",
+        agent.display()
+    )
+}
+
 fn micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
-}
-
-#[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-#[expect(clippy::disallowed_methods, reason = "a benchmark starts what it measures")]
-fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    Command::new(program)
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {
@@ -126,37 +128,8 @@ impl Drop for Worker {
     }
 }
 
-struct Daemon {
-    child: Child,
-    port: u16,
-    directory: PathBuf,
-}
-
+/// What is asked of the daemon.
 impl Daemon {
-    fn start(agent: &Path, durability: &str) -> Daemon {
-        let directory = std::env::temp_dir().join(format!("kurultai-bench-{}-{durability}", std::process::id()));
-        fs::create_dir_all(&directory).expect("a directory");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
-        let (root, agent) = (directory.display(), agent.display());
-        let config = format!(
-            "[daemon]\nstate_dir = \"{root}/state\"\nruntime_dir = \"{root}/run\"\nlog_level = \"warn\"\n\
-             [gateway]\nlisten = \"127.0.0.1:{port}\"\n[spool]\ndurability = \"{durability}\"\n\
-             [queue]\nmax_depth = 64\npriority_limits = {{ critical = 64, high = 64, normal = 64, low = 64, heartbeat = 64 }}\n\
-             [agents.echo]\ncommand = [\"python3\", \"{agent}\"]\nmode = \"persistent\"\n"
-        );
-        let path = directory.join("kurultai.toml");
-        fs::write(&path, config).expect("written");
-        let child =
-            command(env!("CARGO_BIN_EXE_kurultaid")).arg("--config").arg(path).spawn().expect("the daemon starts");
-        let daemon = Daemon { child, port, directory };
-        let patience = now() + Duration::from_secs(30);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(now() < patience, "the daemon does not listen");
-            std::thread::yield_now();
-        }
-        daemon
-    }
-
     fn one_submitter(&self) -> Duration {
         let mut client = Client::connect(self.port);
         let times = (0..WARM_UP + ROUND_TRIPS).map(|_| {
@@ -183,21 +156,6 @@ impl Daemon {
             (0..SUBMITTERS).map(|_| std::thread::Builder::new().spawn(submit).expect("a thread starts")).collect();
         let jobs: u32 = threads.into_iter().map(|thread| thread.join().expect("no submitter fails")).sum();
         f64::from(jobs) / LOAD_TIME.as_secs_f64()
-    }
-
-    fn rss_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
-        line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // SAFETY: the process is our child and has not been reaped.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
-        let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 

@@ -65,6 +65,9 @@ pub struct Watch {
     under_way: Option<WorkerId>,
     /// Until when the memory may fall after the action before, by the settings it ended under.
     settles: Option<Duration>,
+    /// The lowest pressure since then, and whether it was below an emergency or has risen again.
+    lowest: f64,
+    has_turned: bool,
     /// Of the incident that is on, or was the last one.
     incident: Option<IncidentId>,
     /// How often each action was seen.
@@ -83,6 +86,11 @@ impl Watch {
     }
 
     pub fn check(&mut self, core: &Core, said: &[Said]) {
+        if self.is_reading {
+            let pressure = core.governor.pressure(&core.settings.memory);
+            self.lowest = self.lowest.min(pressure);
+            self.has_turned |= core.governor.level() < Level::Emergency || pressure > self.lowest + 0.01;
+        }
         for said in said {
             match said {
                 Said::Notice(Notice::MemoryAction { action, task, worker, incident, .. }) => {
@@ -111,6 +119,7 @@ impl Watch {
         if self.under_way.is_some() && core.governor.shedding.action.is_none() {
             self.under_way = None;
             self.settles = Some(core.now.at + core.settings.memory.settle);
+            (self.lowest, self.has_turned) = (f64::INFINITY, false);
         }
     }
 

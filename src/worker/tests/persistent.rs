@@ -259,6 +259,22 @@ fn a_breach_of_the_protocol_is_quoted_and_ends_the_worker() {
 }
 
 #[test]
+fn a_long_value_of_the_wrong_type_does_not_make_a_long_message() {
+    let mut bench = Bench::new();
+    let script = r#"printf '{"type":"READY","protocol":"%050000d"}\n' 0; sleep 1000"#;
+    let worker = bench.spawn(sh(AgentMode::Persistent, script), None);
+    bench.spawned(worker);
+    match bench.next(worker) {
+        Report::ProtocolError { message } => {
+            assert!(message.starts_with("a bad READY message: protocol: invalid type: string"), "{message}");
+            assert!(message.len() < 800, "{} bytes", message.len());
+        }
+        other => panic!("{other:?}"),
+    }
+    bench.exited(worker);
+}
+
+#[test]
 fn a_worker_that_does_not_read_is_not_waited_for() {
     let mut bench = Bench::new();
     let worker = bench.ready("exec sleep 1000");
