@@ -40,12 +40,14 @@ enum Lack {
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: u64| bytes.div_ceil(MIB);
-        write!(
-            f,
-            "it may need {} MiB, as its agent was seen to, and what runs may still grow by {} MiB: ",
-            mib(self.needed),
-            mib(self.promised)
-        )?;
+        match mib(self.needed) {
+            0 => write!(f, "what runs may still grow by {} MiB: ", mib(self.promised))?,
+            needed => write!(
+                f,
+                "it may need {needed} MiB, as its agent was seen to, and what runs may still grow by {} MiB: ",
+                mib(self.promised)
+            )?,
+        }
         match self.lack {
             Lack::Room { source, used, line, level } => {
                 let level = level.name();

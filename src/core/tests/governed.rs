@@ -165,7 +165,9 @@ impl Watch {
         assert!(self.is_reading, "an action without a new reading");
         assert!(core.settings.memory.mode == Mode::Hard, "an action in {:?} mode", core.settings.memory.mode);
         assert_eq!(self.under_way, None, "two actions at a time");
-        assert!(self.settles.is_none_or(|until| until <= now), "two actions within the time to settle");
+        let is_settling = self.settles.is_some_and(|until| until > now);
+        let is_new_emergency = core.governor.level() == Level::Emergency && self.has_turned;
+        assert!(!is_settling || is_new_emergency, "two actions within the time to settle");
         self.under_way = worker;
     }
 

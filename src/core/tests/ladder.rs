@@ -6,7 +6,7 @@ use crate::core::governor::Level;
 use crate::core::ids::{IncidentId, TaskId, WorkerId};
 use crate::core::notice::Notice;
 use crate::core::order::{Order, PreemptReason, Report};
-use crate::core::settings::{Mode, Settings};
+use crate::core::settings::{MemorySettings, Mode, Settings};
 use crate::core::task::{FailureCode, Priority, TaskSpec, TaskState};
 
 const MS: Duration = Duration::from_millis(1);
@@ -188,7 +188,8 @@ fn the_victim_is_the_lowest_then_the_largest_then_the_youngest() {
             sim.take();
             let workers = [(1, tasks[0].1), (2, tasks[1].1), (3, tasks[2].1)];
             // Why a pause: one that is to be killed is not to be preempted on the way up.
-            sim.core.governor.shedding.settle_until = sim.now + MS;
+            let settings = MemorySettings { settle: MS, ..sim.core.settings().memory.clone() };
+            sim.core.governor.begin_to_settle(sim.now, &settings);
             sim.stay(usage, &workers);
             sim.pass(MS);
             sim.take();
@@ -312,6 +313,32 @@ fn the_pause_begins_when_the_killed_worker_is_gone() {
     sim.pass(MS);
     sim.read(960, &[]);
     assert_eq!(actions(&mut sim), [(2, Order::Kill)]);
+}
+
+#[test]
+fn an_emergency_that_comes_again_is_not_waited_for() {
+    // What the readings after the kill are, and whether the next one is killed though memory still has time to fall.
+    for (readings, is_killed) in [
+        (&[960, 960][..], false),
+        (&[960, 955, 964], false),
+        (&[990, 960, 971], true),
+        (&[960, 971], true),
+        (&[860, 960], true),
+        (&[840, 960], true),
+    ] {
+        let mut sim = Sim::new();
+        sim.submit(task("once"));
+        sim.submit(at(Priority::High));
+        sim.stay(960, &[]);
+        let killed = actions(&mut sim);
+        assert_eq!(killed, [(1, Order::Kill)]);
+        for usage in readings {
+            sim.pass(MS);
+            sim.read(*usage, &[]);
+        }
+        let expected = if is_killed { vec![(2, Order::Kill)] } else { Vec::new() };
+        assert_eq!(actions(&mut sim), expected, "{readings:?}");
+    }
 }
 
 #[test]
