@@ -93,18 +93,33 @@ fn with_every_connection_taken_short_requests_are_answered_at_once_and_long_ones
 }
 
 #[test]
-fn whoever_says_nothing_on_a_short_connection_loses_it_to_others() {
-    let daemon = Daemon::start("[gateway]\nmax_connections = 4\nhead_timeout_ms = 300\nidle_timeout_ms = 600000\n");
+fn silent_connections_keep_nobody_out() {
+    let daemon = Daemon::start("[gateway]\nmax_connections = 8\nidle_timeout_ms = 600000\n");
     daemon.footprint();
-    let mut lasting: Vec<Connection> = (0..4).map(|_| daemon.connect()).collect();
-    for connection in &mut lasting {
-        connection.ask(&Request::get("/health?live")).expect(200);
+    let mut silent: Vec<Connection> = Vec::new();
+    for n in 0..40 {
+        silent.push(daemon.connect());
+        let mut speaking = daemon.connect();
+        speaking.ask(&Request::get("/health")).expect(200);
+        assert_eq!(speaking.ask(&Request::get("/health?live")).status, 200, "beside {n} that say nothing");
     }
+    for connection in silent.iter_mut().take(8) {
+        assert!(connection.is_closed(), "the longest idle gave way");
+    }
+    drop(silent);
+    daemon.stop();
+}
+
+#[test]
+fn whoever_says_nothing_on_a_short_connection_loses_it_to_others() {
+    let gateway =
+        "[gateway]\nmax_connections = 4\nhead_timeout_ms = 300\nidle_timeout_ms = 600000\n[workers]\nmax = 1\n";
+    let daemon = Daemon::start(&format!("{gateway}{}", sleeper()));
+    let lasting = occupied(&daemon, 4);
     let mut silent: Vec<Connection> = (0..SHORT).map(|_| daemon.connect()).collect();
     for connection in &mut silent {
         assert!(connection.is_closed(), "after head_timeout_ms, not idle_timeout_ms");
     }
-    lasting[0].ask(&Request::get("/health?live")).expect(200);
     daemon.get("/health?live").expect(200);
     drop(lasting);
     daemon.stop();
@@ -179,7 +194,7 @@ fn a_daemon_that_runs_out_of_descriptors_recovers() {
     let few = before.fds + 8;
     shell(&format!("prlimit --pid {} --nofile={few}:{few}", daemon.pid())).expect(0);
     let mut held: Vec<Connection> = (0..40).map(|_| daemon.connect()).collect();
-    soon("there are none left", || !daemon.logged_text("cannot accept a connection").is_empty());
+    soon("there are none left", || !daemon.logged_text("cannot accept connections").is_empty());
     assert_eq!(Footprint::of(daemon.pid()).threads, before.threads);
     held[0].ask(&Request::get("/health")).expect(200);
     drop(held);

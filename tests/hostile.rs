@@ -97,6 +97,39 @@ fn a_length_of_a_hundred_gigabytes_without_a_byte_costs_nothing() {
 }
 
 #[test]
+fn names_that_no_agent_can_have_are_kept_nowhere() {
+    let watched = Watched::start("");
+    let name = "N".repeat(250_000);
+    for _ in 0..40 {
+        let refused = watched.daemon.submit(&serde_json::json!({ "agent": name })).expect(404);
+        assert!(refused.text().len() < 1000 && refused.error_code() == "unknown_agent", "{}", refused.text().len());
+        let refused = watched.daemon.submit(&serde_json::json!({ "agent": "cat", (name.as_str()): 1 })).expect(400);
+        assert!(refused.text().len() < 2000, "{}", refused.text().len());
+    }
+    watched.is_unharmed("names");
+    assert!(watched.daemon.log_text().len() < 200_000);
+    watched.stop();
+}
+
+#[test]
+fn headers_that_may_mean_two_things_are_refused() {
+    let watched = Watched::start("");
+    for (head, status) in [
+        ("GET /health HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nOrigin: http://localhost", 400),
+        ("GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b", 400),
+        ("GET /health HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: a\r\nIdempotency-Key: b", 400),
+        ("GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Type: a/b\r\nContent-Type: a/c", 400),
+        ("GET /health HTTP/1.1\r\nHost: localhost", 200),
+    ] {
+        let mut connection = watched.daemon.connect();
+        connection.send(format!("{head}\r\n\r\n").as_bytes()).expect("the daemon reads");
+        assert_eq!(connection.receive().expect("an answer").status, status, "{head}");
+    }
+    watched.is_unharmed("two headers");
+    watched.stop();
+}
+
+#[test]
 fn a_header_line_without_an_end_is_refused_after_its_first_kilobytes() {
     let watched = Watched::start("");
     let mut stream = watched.stream();

@@ -31,7 +31,7 @@ pub struct Access {
 impl Access {
     pub fn new(token: Option<Vec<u8>>, listen: &str, allowed_hosts: &[String]) -> Access {
         let mut hosts: Vec<String> = allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
-        hosts.push(host_of(listen).to_ascii_lowercase());
+        hosts.extend(host_of(listen).map(str::to_ascii_lowercase));
         Access { token: token.map(Secret), hosts }
     }
 
@@ -59,18 +59,20 @@ impl Access {
     }
 
     fn is_ours(&self, host: &str) -> bool {
-        let name = host_of(host).to_ascii_lowercase();
+        let Some(name) = host_of(host).map(str::to_ascii_lowercase) else { return false };
         let is_loopback = name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
         name == "localhost" || is_loopback || self.hosts.contains(&name)
     }
 }
 
-/// Without port and brackets.
-fn host_of(host: &str) -> &str {
-    if let Some(rest) = host.strip_prefix('[') {
-        return rest.split_once(']').map_or(rest, |(address, _)| address);
-    }
-    host.rsplit_once(':').map_or(host, |(name, _)| name)
+/// Without port and brackets; `None` if it is no host with or without a port.
+fn host_of(host: &str) -> Option<&str> {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?,
+        None => host.find(':').map_or((host, ""), |colon| host.split_at(colon)),
+    };
+    let is_port = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+    is_port.then_some(name)
 }
 
 fn check_token(token: &[u8], head: &Head) -> Result<(), Problem> {
@@ -79,11 +81,21 @@ fn check_token(token: &[u8], head: &Head) -> Result<(), Problem> {
     if equal_in_constant_time(token, &given) {
         return Ok(());
     }
-    let what = if authorization.is_some() { "the token is not the right one" } else { "there is no token" };
+    let is_basic =
+        authorization.is_some_and(|given| given.get(..6).is_some_and(|start| start.eq_ignore_ascii_case("basic ")));
+    let what = match authorization {
+        Some(_) if is_basic && !is_reading(head.method) => "Basic is for reading only",
+        Some(_) => "the token is not the right one",
+        None => "there is no token",
+    };
     // Why only there: a browser asks its user for a password, and a script that asks for data is no place for that.
     let challenge = if head.path == "/" { "Basic realm=\"kurultai\", charset=\"UTF-8\"" } else { "Bearer" };
     let message = format!("{what}: send Authorization: Bearer with the text of gateway.token_file");
     Err(Problem { challenge: Some(challenge), ..Problem::new(401, "unauthorized", message) })
+}
+
+fn is_reading(method: Method) -> bool {
+    matches!(method, Method::Get | Method::Head)
 }
 
 /// The token of `Bearer TOKEN` (RFC 6750), or the password of `Basic` (RFC 7617), whatever the name. A browser adds the
@@ -94,8 +106,7 @@ fn given_token(credentials: &str, method: Method) -> Option<Vec<u8>> {
     if scheme.eq_ignore_ascii_case("Bearer") {
         return Some(rest.as_bytes().to_vec());
     }
-    let is_reading = matches!(method, Method::Get | Method::Head);
-    if !scheme.eq_ignore_ascii_case("Basic") || !is_reading {
+    if !scheme.eq_ignore_ascii_case("Basic") || !is_reading(method) {
         return None;
     }
     let pair = BASE64_STANDARD.decode(rest).ok()?;
@@ -126,7 +137,17 @@ mod tests {
         for host in ["127.0.0.1:7700", "localhost", "LOCALHOST:1", "[::1]:7700", "10.0.0.5:7700", "box.example:80"] {
             assert!(access.is_ours(host), "{host}");
         }
-        for host in ["evil.example", "127.0.0.1.evil.example", "10.0.0.6:7700", ""] {
+        for host in [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "10.0.0.6:7700",
+            "",
+            "localhost:evil.example",
+            "localhost:80:80",
+            "[::1",
+            "[::1]evil.example",
+            "user@localhost",
+        ] {
             assert!(!access.is_ours(host), "{host}");
         }
     }

@@ -123,6 +123,10 @@ impl Places {
         self.lasting.load(Ordering::Acquire) + self.short.load(Ordering::Acquire)
     }
 
+    pub fn are_lasting_taken(&self) -> bool {
+        self.lasting.load(Ordering::Acquire) >= self.max
+    }
+
     /// The most there can be.
     pub fn most(max: usize) -> usize {
         max + SHORT_CONNECTIONS

@@ -170,6 +170,9 @@ impl Door {
     fn welcome(&mut self, socket: Socket, peer: Peer) {
         let id = self.next_id;
         self.next_id += 1;
+        if self.ports.places.are_lasting_taken() {
+            self.close_longest_idle();
+        }
         let Some(place) = self.ports.places.take() else {
             return self.turn_away(id, socket);
         };
@@ -180,6 +183,17 @@ impl Door {
         }
         let deadline = self.clock.now() + self.idle_timeout(&conn);
         self.held.insert(conn.id, Held::Reading { conn, deadline });
+    }
+
+    /// Who has said nothing yet, or nothing more, gives way: else a few dozen silent connections would keep everybody out.
+    fn close_longest_idle(&mut self) {
+        let idle = self.held.iter().filter_map(|(id, held)| match held {
+            Held::Reading { conn, deadline } if conn.unread.is_empty() && !conn.is_short() => Some((*deadline, *id)),
+            Held::Reading { .. } | Held::Sending { .. } | Held::Following(_) | Held::Lingering(_) => None,
+        });
+        if let Some((_, id)) = idle.min() {
+            self.held.remove(&id);
+        }
     }
 
     /// Short connections are for those who have something to say.
@@ -377,7 +391,13 @@ impl Door {
                     self.refuse(conn, Problem::new(408, "invalid_request", message));
                 }
                 Some(Held::Lingering(lingering)) => self.forget(&lingering),
-                Some(Held::Reading { .. } | Held::Sending { .. } | Held::Following(_)) | None => {}
+                Some(Held::Sending { mut sending, .. }) => {
+                    if sending.is_read() {
+                        let deadline = now + self.idle_timeout(&sending.conn);
+                        self.held.insert(id, Held::Sending { sending, deadline });
+                    }
+                }
+                Some(Held::Reading { .. } | Held::Following(_)) | None => {}
             }
         }
     }

@@ -93,9 +93,10 @@ fn too_large() -> Problem {
 fn interpret(request: &httparse::Request<'_, '_>) -> Result<Head, Problem> {
     let target = request.path.unwrap_or_default();
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let (path, authority) = origin_form(path)?;
     let mut head = Head {
         method: method(request.method.unwrap_or_default()),
-        path: origin_form(path)?,
+        path,
         query: query.to_string(),
         is_http_1_0: request.version == Some(0),
         keeps_alive: request.version == Some(1),
@@ -113,6 +114,10 @@ fn interpret(request: &httparse::Request<'_, '_>) -> Result<Head, Problem> {
     };
     for header in request.headers.iter() {
         take_header(&mut head, header.name, header.value)?;
+    }
+    if let (Some(host), Some(authority)) = (&mut head.host, authority) {
+        // The authority of an absolute URL goes before Host (RFC 9112, section 3.2.2).
+        *host = authority;
     }
     if head.is_chunked && head.content_length.is_some() {
         return Err(Problem::malformed("it has both Content-Length and Transfer-Encoding: send one"));
@@ -133,14 +138,14 @@ fn method(name: &str) -> Method {
     }
 }
 
-/// A path, or the path of an absolute URL, which a server must take too (RFC 9112, section 3.2.2).
-fn origin_form(target: &str) -> Result<String, Problem> {
+/// A path, or path and authority of an absolute URL, which a server must take too (RFC 9112, section 3.2.2).
+fn origin_form(target: &str) -> Result<(String, Option<String>), Problem> {
     if target.starts_with('/') {
-        return Ok(target.to_string());
+        return Ok((target.to_string(), None));
     }
     let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
-    match rest.map(|rest| rest.find('/').map_or("/", |slash| &rest[slash..])) {
-        Some(path) => Ok(path.to_string()),
+    match rest.map(|rest| rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash))) {
+        Some((authority, path)) => Ok((path.to_string(), Some(authority.to_string()))),
         None => Err(Problem::malformed(format!("the request target {:?} is no path", cut(target)))),
     }
 }
@@ -149,10 +154,7 @@ fn take_header(head: &mut Head, name: &str, value: &[u8]) -> Result<(), Problem>
     let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
     if is("content-length") {
         let length = content_length(value)?;
-        if head.content_length.is_some() {
-            return Err(Problem::malformed("it has two Content-Length headers: send one"));
-        }
-        head.content_length = Some(length);
+        once(&mut head.content_length, "Content-Length", length)?;
     } else if is("transfer-encoding") {
         if head.is_chunked || head.is_http_1_0 || !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
             let value = cut(&String::from_utf8_lossy(value)).to_string();
@@ -162,10 +164,7 @@ fn take_header(head: &mut Head, name: &str, value: &[u8]) -> Result<(), Problem>
         }
         head.is_chunked = true;
     } else if is("host") {
-        if head.host.is_some() {
-            return Err(Problem::malformed("it has two Host headers: send one"));
-        }
-        head.host = Some(text(name, value)?);
+        once(&mut head.host, "Host", text(name, value)?)?;
     } else if is("connection") {
         for option in value.split(|byte| *byte == b',') {
             if option.trim_ascii().eq_ignore_ascii_case(b"close") {
@@ -185,17 +184,17 @@ fn take_header(head: &mut Head, name: &str, value: &[u8]) -> Result<(), Problem>
             head.expects_continue = true;
         }
     } else if is("content-type") {
-        head.content_type = Some(text(name, value)?);
+        once(&mut head.content_type, "Content-Type", text(name, value)?)?;
     } else if is("authorization") {
-        head.authorization = Some(Secret(text(name, value)?));
+        once(&mut head.authorization, "Authorization", Secret(text(name, value)?))?;
     } else if is("origin") {
-        head.origin = Some(text(name, value)?);
+        once(&mut head.origin, "Origin", text(name, value)?)?;
     } else if is("accept") {
         head.accepts_html |= value.windows(9).any(|part| part.eq_ignore_ascii_case(b"text/html"));
     } else if is("x-request-id") {
         head.request_id = sane_request_id(value);
     } else if is("idempotency-key") {
-        head.idempotency_key = Some(idempotency_key(&text(name, value)?)?);
+        once(&mut head.idempotency_key, "Idempotency-Key", idempotency_key(&text(name, value)?)?)?;
     } else if is("range") {
         // Given twice, it is as good as several ranges, which are left alone.
         append(&mut head.conditions.range, &text(name, value)?);
@@ -205,6 +204,14 @@ fn take_header(head: &mut Head, name: &str, value: &[u8]) -> Result<(), Problem>
         append(&mut head.conditions.if_none_match, &text(name, value)?);
     }
     Ok(())
+}
+
+/// Of two that differ, a proxy before us may have looked at the other one.
+fn once<T>(place: &mut Option<T>, name: &str, value: T) -> Result<(), Problem> {
+    match place.replace(value) {
+        Some(_) => Err(Problem::malformed(format!("it has two {name} headers: send one"))),
+        None => Ok(()),
+    }
 }
 
 /// Lines of a list are one list (RFC 9110, section 5.3).

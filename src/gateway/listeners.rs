@@ -14,6 +14,9 @@ use crate::sys::socket::notice_vanished_peers;
 /// How long nothing is accepted after the host ran out of descriptors or memory for sockets.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// Want of descriptors may last; the log is not to be filled with it.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
 /// Listeners there may be; their tokens in epoll are below this.
 pub const LISTENERS_MAX: usize = INHERITED_MAX + 1;
 
@@ -70,6 +73,8 @@ pub struct Listeners {
     reserve: ReserveFd,
     /// Nothing is accepted until then.
     paused_until: Option<Duration>,
+    /// When it was last said that nothing can be accepted.
+    warned: Option<Duration>,
 }
 
 impl Listeners {
@@ -81,7 +86,7 @@ impl Listeners {
             listener.prepare()?;
             epoll.add_for_good(listener, token as u64)?;
         }
-        Ok(Listeners { all, reserve: ReserveFd::new()?, paused_until: None })
+        Ok(Listeners { all, reserve: ReserveFd::new()?, paused_until: None, warned: None })
     }
 
     pub fn paused_until(&self) -> Option<Duration> {
@@ -106,7 +111,10 @@ impl Listeners {
 
     /// No descriptors, or no memory for sockets: the client is told by a close, and the next look is a little later.
     pub fn pause(&mut self, token: u64, error: &io::Error, now: Duration, epoll: &Epoll) {
-        log::warn!("cannot accept a connection: {error}; trying again in {} ms", PAUSE.as_millis());
+        if self.warned.is_none_or(|at| at + WARN_EVERY <= now) {
+            self.warned = Some(now);
+            log::warn!("cannot accept connections: {error}; trying again every {} ms", PAUSE.as_millis());
+        }
         self.reserve.give();
         drop(self.accept(token));
         self.reserve.take_back();

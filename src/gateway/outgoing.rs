@@ -4,7 +4,7 @@ use std::io;
 
 use super::answer::FilePart;
 use super::conn::Conn;
-use crate::sys::socket::send_file;
+use crate::sys::socket::{send_file, unsent};
 
 /// Lines an event stream may be behind, in bytes; a slower client is let go.
 const BEHIND_MAX: usize = 64 * 1024;
@@ -25,15 +25,32 @@ pub struct Sending {
     bytes: Vec<u8>,
     sent: usize,
     file: Option<FilePart>,
+    /// What the kernel had left to send at the last look.
+    queued: usize,
 }
 
 impl Sending {
     pub fn new(conn: Conn, bytes: Vec<u8>, file: Option<FilePart>, keeps_alive: bool) -> Sending {
-        Sending { conn, keeps_alive, bytes, sent: 0, file }
+        Sending { conn, keeps_alive, bytes, sent: 0, file, queued: 0 }
+    }
+
+    /// Whether the client has read some since the last look, or since the socket was last full. Why: the kernel holds
+    /// megabytes for it and says that there is room again when a third of that is gone.
+    pub fn is_read(&mut self) -> bool {
+        let queued = unsent(&*self.conn.socket).unwrap_or(0);
+        std::mem::replace(&mut self.queued, queued) > queued
     }
 
     /// Sends what the socket takes.
     pub fn push(&mut self) -> Progress {
+        let progress = self.push_on();
+        if progress == Progress::More {
+            self.queued = unsent(&*self.conn.socket).unwrap_or(0);
+        }
+        progress
+    }
+
+    fn push_on(&mut self) -> Progress {
         while self.sent < self.bytes.len() {
             match self.conn.socket.write(&self.bytes[self.sent..]) {
                 Ok(0) => return Progress::Broken,

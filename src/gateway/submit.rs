@@ -18,6 +18,9 @@ use crate::core::task::{Payload, PayloadKind, Priority};
 use crate::scheduler::call::Draft;
 use crate::spool::Files;
 
+/// The longest name of an agent: kurultai.toml(5).
+const AGENT_NAME_MAX: usize = 64;
+
 /// More attempts than anybody needs; a bound so that a slip of the finger is told.
 const RETRIES_MAX: u32 = 1000;
 
@@ -53,7 +56,8 @@ pub fn envelope(
 ) -> Result<Draft, Problem> {
     let envelope: Envelope<'_> = serde_json::from_slice(body).map_err(|error| {
         Problem::invalid(format!(
-            "the body is no task: {error}; send an object with \"agent\" and what kurultai-api(7) lists"
+            "the body is no task: {}; send an object with \"agent\" and what kurultai-api(7) lists",
+            brief(&error)
         ))
     })?;
     let priority = match envelope.priority {
@@ -70,7 +74,7 @@ pub fn envelope(
     };
     let payload = envelope.payload.map_or("null", RawValue::get).as_bytes();
     Ok(Draft {
-        agent: Arc::from(envelope.agent),
+        agent: agent_name(&envelope.agent)?,
         priority,
         payload: store(payload, task, files)?,
         payload_kind: PayloadKind::Json,
@@ -83,6 +87,27 @@ pub fn envelope(
     })
 }
 
+/// A name that some agent could have. Any other is nobody's, and is kept nowhere: not in the log nor among the decisions.
+fn agent_name(name: &str) -> Result<Arc<str>, Problem> {
+    let is_possible = (1..=AGENT_NAME_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if is_possible {
+        return Ok(Arc::from(name));
+    }
+    let message = format!("no agent can be called {:?}: GET /v1/agents lists them", cut(name));
+    Err(Problem::new(404, "unknown_agent", message))
+}
+
+/// An error of serde quotes what it found, however long that is.
+fn brief(error: &serde_json::Error) -> String {
+    const MOST: usize = 300;
+    let text = error.to_string();
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
 /// What `POST /v1/agents/NAME/tasks` was sent, and how long its client waits.
 pub fn raw(
     head: &Head,
@@ -92,7 +117,7 @@ pub fn raw(
 ) -> Result<(Draft, Option<Duration>), Problem> {
     let wait = query.take_wait()?;
     let draft = Draft {
-        agent,
+        agent: agent_name(&agent)?,
         priority: query.take("priority").map(|text| priority(&text)).transpose()?,
         payload: Payload::File { bytes: 0 },
         payload_kind: if is_json(head) { PayloadKind::Json } else { PayloadKind::Raw },

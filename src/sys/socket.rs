@@ -15,6 +15,14 @@ pub fn send_file(socket: impl AsFd, file: &File, offset: u64, count: u64) -> io:
     u64::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Bytes that were written to the socket and that its peer has not read, or not acknowledged: tcp(7), unix(7), SIOCOUTQ.
+pub fn unsent(socket: impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: an open descriptor, and an integer that outlives the call, as TIOCOUTQ (the same number) wants it.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { Ok(usize::try_from(bytes).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Seconds without a sign of a TCP peer until it is asked for one, between two questions, and how many stay unanswered.
 const KEEP_ALIVE: [(libc::c_int, libc::c_int); 3] =
     [(libc::TCP_KEEPIDLE, 60), (libc::TCP_KEEPINTVL, 15), (libc::TCP_KEEPCNT, 4)];
