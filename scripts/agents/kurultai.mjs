@@ -304,6 +304,13 @@ export function takeStdio() {
  * handler returns (or resolves to) is the result: a JSON value, or bytes. An exception fails the task, not the worker.
  */
 export function serve(taskHandler, options = {}) {
+  if (process.env.KURULTAI_TASK_ID !== undefined) {
+    // Only a oneshot's environment has it: no HELLO would come, and an empty result would pass for success.
+    const agent = process.env.KURULTAI_AGENT ?? 'NAME';
+    fs.writeSync(2, 'kurultai.serve() is for agents that are kept, and this one was started for one task: ' +
+      `set mode = "persistent" in [agents.${agent}]\n`);
+    process.exit(1);
+  }
   takeStdio();
   handler = taskHandler;
   capabilities = options.capabilities ?? ['checkpoint', 'cancel'];

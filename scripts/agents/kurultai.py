@@ -607,6 +607,11 @@ def serve(handler, capabilities=("checkpoint", "cancel")):
     """Answers HELLO, then calls `handler(task)` for one task after the other; exits 0 at SHUTDOWN or end of input.
 
     What the handler returns is the result: a JSON value, or bytes. An exception fails the task, not the worker."""
+    if "KURULTAI_TASK_ID" in os.environ:
+        # Only a oneshot's environment has it: no HELLO would come, and an empty result would pass for success.
+        print("kurultai.serve() is for agents that are kept, and this one was started for one task: set mode = \"persistent\" "
+              "in [agents.%s]" % os.environ.get("KURULTAI_AGENT", "NAME"), file=sys.stderr)
+        sys.exit(1)
     try:
         _worker.serve(handler, list(capabilities))
     except BrokenPipeError:

@@ -442,6 +442,12 @@ class LibraryTests:
             self.assertEqual(daemon.stop(), 0)
             self.assertIsNone(daemon.next())
 
+    def test_started_for_one_task_it_says_which_mode_it_needs(self):
+        environ = environment(KURULTAI_TASK_ID="t-1", TMPDIR=self.dir)
+        ran = subprocess.run(self.command(), input=b"[1,2]", env=environ, capture_output=True, timeout=LIMIT_S)
+        self.assertEqual((ran.returncode, ran.stdout.replace(b"before serve\n", b"")), (1, b""))
+        self.assertRegex(ran.stderr.decode(), r'\A[^\n]*: set mode = "persistent" in \[agents\.test\]\n\Z')
+
     def test_it_exits_0_at_the_end_of_input(self):
         with self.daemon() as daemon:
             self.assertEqual(daemon.stop("EOF"), 0)
