@@ -56,6 +56,47 @@ fn a_check_prints_every_problem_with_its_place_and_starts_nothing() {
 }
 
 #[test]
+fn the_check_names_every_user_group_and_program_this_host_has_not() {
+    let home = verbatim("");
+    let flat = home.path().join("flat").display().to_string();
+    std::fs::write(&flat, "no program").expect("it can be written");
+    let config = format!(
+        "[daemon]\nuser = \"no-such-daemon\"\n[gateway]\nsocket_group = \"no-such-group\"\n\
+         [agents.a]\ncommand = [\"no-such-program\"]\nuser = \"no-such-user\"\n\
+         [agents.b]\ncommand = [\"/no/such/program\"]\nuser = \"root\"\n[agents.c]\ncommand = [{flat:?}]\n\
+         [agents.e]\ncommand = [\"sh\"]\nenv = {{ PATH = \"/no/bin\" }}\n\
+         [agents.f]\ncommand = [\"sh\"]\n",
+    );
+    std::fs::write(home.config(), &config).expect("it can be written");
+    let checked = kurultaid(&home, &["--check"], &[("KURULTAI_DAEMON_USER", "no-such-variable")]).expect(78);
+    let file = home.config().display().to_string();
+    let program = "there is no program \"no-such-program\" in ";
+    for says in [
+        &format!("{file}:6: agents.a.command: {program}"),
+        &format!("{file}:9: agents.b.command: there is no program \"/no/such/program\"; "),
+        &format!("{file}:12: agents.c.command: {flat:?} is no file that can be executed; "),
+        &format!("{file}:14: agents.e.command: there is no program \"sh\" in /no/bin; "),
+        &format!("{file}:4: gateway.socket_group: there is no group \"no-such-group\"; "),
+        &format!("{file}:7: agents.a.user: there is no user \"no-such-user\"; "),
+        "env KURULTAI_DAEMON_USER: daemon.user: there is no user \"no-such-variable\"; ",
+    ] {
+        assert_eq!(
+            checked.stderr.lines().filter(|line| line.starts_with(says)).count(),
+            1,
+            "{says}\n{}",
+            checked.stderr
+        );
+    }
+    assert_eq!(checked.stderr.lines().count(), 7, "{}", checked.stderr);
+    assert_eq!(checked.stdout, b"");
+
+    let warned = "[agents.a]\ncommand = [\"no-such-program\"]\n";
+    std::fs::write(home.config(), warned).expect("it can be written");
+    let checked = kurultaid(&home, &["--check"], &[]).expect(0);
+    assert!(checked.stderr.contains(program) && checked.text().ends_with("is valid\n"), "{}", checked.stderr);
+}
+
+#[test]
 fn a_file_that_is_not_there_or_no_toml_is_a_configuration_error() {
     let home = verbatim("[memory\n");
     let broken = kurultaid(&home, &["--check"], &[]).expect(78);

@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Daemon, Request, agent, run, worker};
+use common::{Daemon, Request, agent, run, soon, worker};
 use serde_json::json;
 
 /// interfaces.md, section 6, as far as the daemon has them.
@@ -127,6 +127,34 @@ fn series_an_alert_rests_on_are_there_before_anything_happens() {
     assert_eq!(page.value("kurultai_memory_limit_bytes"), 4096.0 * 1024.0 * 1024.0);
     assert_eq!(page.value("kurultai_queue_limit"), 2.0);
     assert_eq!(page.value(&format!("kurultai_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"))), 1.0);
+    daemon.stop();
+}
+
+#[test]
+fn a_worker_has_series_of_the_memory_it_tells_of_and_no_others() {
+    let daemon = Daemon::start(&format!(
+        "[workers]\nmax = 2\n{}{}",
+        worker("echo", "scripts/agents/echo.py", ""),
+        worker("render", "scripts/agents/render", "runtime = \"node\""),
+    ));
+    let kinds = |agent: &str| -> Vec<String> {
+        let label = format!("agent=\"{agent}\",kind=\"");
+        let page = Page::of(&daemon);
+        let mine = page.values.iter().filter(|(series, _)| series.starts_with("kurultai_worker_memory_bytes{"));
+        mine.filter_map(|(series, bytes)| {
+            let kind = series.split_once(&label)?.1.trim_end_matches("\"}");
+            assert!(*bytes > 0.0, "{series} {bytes}");
+            Some(kind.to_owned())
+        })
+        .collect()
+    };
+    daemon.run_task("echo", json!(1));
+    daemon.run_task("render", json!("# a heading"));
+    soon("node has told of its memory", || kinds("render").contains(&"heap_used".to_owned()));
+    for kind in ["array_buffers", "external", "heap_total", "heap_used", "rss"] {
+        assert!(kinds("render").contains(&kind.to_owned()), "{kind}: {:?}", kinds("render"));
+    }
+    soon("the worker's resident memory is known", || kinds("echo") == ["rss"]);
     daemon.stop();
 }
 

@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{Daemon, Footprint, MIB, Ran, command, free_port, run, run_command, soon};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use common::{Daemon, Footprint, Home, MIB, Ran, command, free_port, repository, run, run_command, soon};
 use serde_json::json;
 
 /// A daemon on TCP as well, and the beginning of its URLs.
@@ -107,6 +110,34 @@ status, body, _ = ask("POST", "/v1/agents/cat/tasks", iter([b"a", b"b"]))
 assert status == 411, (status, body)
 print("served")
 "#;
+
+#[test]
+fn the_sum_agent_of_the_readme_answers_the_lines_of_the_readme() {
+    let readme = fs::read_to_string(repository().join("README.md")).expect("it is there");
+    let (_, code) = readme.split_once("```python\n").expect("an agent");
+    let (code, _) = code.split_once("```").expect("its end");
+    let port = free_port();
+    let home = Home::new("");
+    let agent = home.path().join("sum.py");
+    fs::write(&agent, code).expect("it can be written");
+    fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    fs::copy(repository().join("scripts/agents/kurultai.py"), home.path().join("kurultai.py"))
+        .expect("it can be copied");
+    home.configure(&format!(
+        "[gateway]\nlisten = \"127.0.0.1:{port}\"\n[agents.sum]\ncommand = [{:?}]\nmode = \"persistent\"\n",
+        agent.display().to_string()
+    ));
+    let daemon = home.start();
+    let client = format!("{} --socket {} ", env!("CARGO_BIN_EXE_kurultaictl"), daemon.home().socket().display());
+    let is_typed = |line: &&str| line.contains("'[1, 2, 3]'");
+    assert_eq!(readme.lines().filter(is_typed).count(), 2);
+    for line in readme.lines().filter(is_typed) {
+        let line = line.replace("127.0.0.1:7700", &format!("127.0.0.1:{port}")).replace("kurultaictl ", &client);
+        let said = run_command(command("sh").args(["-c", &line]), b"").expect(0);
+        assert_eq!(said.text().trim_end(), r#"{"sum":6}"#, "{line}");
+    }
+    daemon.stop();
+}
 
 #[test]
 fn python_is_served() {

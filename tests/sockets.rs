@@ -37,13 +37,12 @@ fn the_socket_belongs_to_the_group_it_is_given_to() {
         daemon.stop();
     }
     let home = Home::new("[gateway]\nsocket_group = \"no-such-group\"\n");
-    for arguments in [&["--check"][..], &[]] {
+    for (arguments, says) in [
+        (&["--check"][..], "gateway.socket_group: there is no group \"no-such-group\""),
+        (&[], "gateway.socket_group = \"no-such-group\""),
+    ] {
         let refused = run_command(home.kurultaid().args(arguments), b"").expect(78);
-        assert!(
-            refused.stderr.contains("gateway.socket_group = \"no-such-group\"") && refused.stderr.contains("addgroup"),
-            "{}",
-            refused.stderr
-        );
+        assert!(refused.stderr.contains(says) && refused.stderr.contains("addgroup"), "{}", refused.stderr);
         assert!(!home.socket().exists());
     }
 }

@@ -27,6 +27,7 @@ const PROGRESS_EVERY_MS = 30_000;
 const MEMORY_EVERY_MS = 1_000;
 const LOOK_EVERY_MS = 10; // a look at an empty pipe costs an exception, some 10 µs
 const NEWLINE = 10;
+const TASK_STARTS = '{"type":"TASK","taskId":"'; // how the daemon begins every TASK, whatever the rest of the line is
 
 /** Throw it (or a subclass) where trying again may help: the task fails with `retryable: true`. */
 export class Retryable extends Error {
@@ -303,6 +304,13 @@ export function takeStdio() {
  * handler returns (or resolves to) is the result: a JSON value, or bytes. An exception fails the task, not the worker.
  */
 export function serve(taskHandler, options = {}) {
+  if (process.env.KURULTAI_TASK_ID !== undefined) {
+    // Only a oneshot's environment has it: no HELLO would come, and an empty result would pass for success.
+    const agent = process.env.KURULTAI_AGENT ?? 'NAME';
+    fs.writeSync(2, 'kurultai.serve() is for agents that are kept, and this one was started for one task: ' +
+      `set mode = "persistent" in [agents.${agent}]\n`);
+    process.exit(1);
+  }
   takeStdio();
   handler = taskHandler;
   capabilities = options.capabilities ?? ['checkpoint', 'cancel'];
@@ -404,8 +412,10 @@ function takeLine(line) {
   let message;
   try {
     message = JSON.parse(line);
-  } catch {
-    return; // not ours to judge; the daemon speaks JSON
+  } catch (error) {
+    // The daemon speaks JSON; but what Node cannot read may still be some, and then somebody waits for the answer.
+    if (line.startsWith(TASK_STARTS)) refuse(line.slice(TASK_STARTS.length).split('"', 1)[0], error);
+    return;
   }
   switch (message?.type) {
     case 'HELLO':
@@ -540,6 +550,11 @@ function fail(task, error) {
     retryable: error instanceof Retryable};
   if (isError && error.stack) fields.stack = error.stack.slice(0, MAX_ERROR);
   send(fields);
+}
+
+function refuse(taskId, {name, message}) {
+  const error = `Node cannot read this task (${name}: ${message}): nest less deeply, or submit the payload as text instead of JSON`;
+  send({type: 'FAILED', taskId, error, retryable: false});
 }
 
 function preempted(task, checkpoint) {

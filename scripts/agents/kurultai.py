@@ -44,6 +44,10 @@ WATCH_AFTER_S = 0.05
 """How long a task runs before the watcher listens for it; short against every grace the daemon grants (seconds)."""
 PROGRESS_EVERY_S = 30.0
 MEMORY_EVERY_S = 1.0
+TASK_STARTS = b'{"type":"TASK","taskId":"'
+"""How the daemon begins every TASK, whatever the rest of the line is."""
+UNREADABLE = object()
+"""The type of what stands for a TASK that is JSON, but not for Python. An object, so that no message can have it."""
 
 _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -371,15 +375,19 @@ class _Worker:
     def _parse(self, line):
         try:
             message = json.loads(line.decode("utf-8", "replace"))
-        except ValueError:
-            return {}
+        except (ValueError, RecursionError) as error:
+            if not line.startswith(TASK_STARTS):
+                return {}
+            # Why: a number of over 4,300 digits and a thousand nested arrays are valid JSON. Somebody waits for the answer.
+            task = line[len(TASK_STARTS):line.find(b'"', len(TASK_STARTS))].decode("utf-8", "replace")
+            return {"type": UNREADABLE, "taskId": task, "error": "%s: %s" % (type(error).__name__, error)}
         return message if isinstance(message, dict) else {}
 
     def _take(self, message, due):
         """Notes one message. Why `due`: agents' callbacks run after stdin is free again, they may want it themselves."""
         kind = message.get("type")
         task = self._task
-        if kind == "TASK":
+        if kind == "TASK" or kind is UNREADABLE:
             self._pending.append(message)
         elif kind == "CANCEL":
             if task is not None and message.get("taskId") == task.id and task._cancel is None:
@@ -508,6 +516,8 @@ class _Worker:
             kind = message.get("type")
             if kind == "TASK":
                 self._run(handler, message)
+            elif kind is UNREADABLE:
+                self._refuse(message)
             elif kind == "HELLO":
                 self.send({"type": "READY", "protocol": 1, "capabilities": capabilities})
             else:
@@ -547,6 +557,11 @@ class _Worker:
             self._seize()
         if time.monotonic() - self._memory_at >= MEMORY_EVERY_S:
             self.send_memory()
+
+    def _refuse(self, message):
+        error = ("Python cannot read this task (%s): nest less deeply, write very long numbers as strings, or submit the "
+                 "payload as text instead of JSON" % message["error"])
+        self.send({"type": "FAILED", "taskId": message["taskId"], "error": error, "retryable": False})
 
     def _complete(self, task, result):
         if task._seq:
@@ -592,6 +607,11 @@ def serve(handler, capabilities=("checkpoint", "cancel")):
     """Answers HELLO, then calls `handler(task)` for one task after the other; exits 0 at SHUTDOWN or end of input.
 
     What the handler returns is the result: a JSON value, or bytes. An exception fails the task, not the worker."""
+    if "KURULTAI_TASK_ID" in os.environ:
+        # Only a oneshot's environment has it: no HELLO would come, and an empty result would pass for success.
+        print("kurultai.serve() is for agents that are kept, and this one was started for one task: set mode = \"persistent\" "
+              "in [agents.%s]" % os.environ.get("KURULTAI_AGENT", "NAME"), file=sys.stderr)
+        sys.exit(1)
     try:
         _worker.serve(handler, list(capabilities))
     except BrokenPipeError:

@@ -309,6 +309,12 @@ kurultai_is_current() {
 
 # Answers HELLO, then runs handle_task for one task after the other; exits 0 at SHUTDOWN or end of input.
 kurultai_serve() {
+    if [ -n "${KURULTAI_TASK_ID-}" ]; then
+        # Only a oneshot's environment has it: no HELLO would come, and an empty result would pass for success.
+        echo "kurultai_serve is for agents that are kept, and this one was started for one task:" \
+            "set mode = \"persistent\" in [agents.${KURULTAI_AGENT-NAME}]" >&2
+        exit 1
+    fi
     kurultai_pid=$$
     kurultai_page=$(getconf PAGESIZE 2>/dev/null || echo 4096)
     kurultai_job=

@@ -84,12 +84,12 @@ fn work(mode: &Mode, options: &Options) -> ExitCode {
     };
     match mode {
         Mode::Check => {
-            for warning in &loaded.warnings {
-                let _ = writeln!(std::io::stderr(), "{warning}");
+            let host = daemon::check_host(&loaded);
+            for found in loaded.warnings.iter().chain(&host.warnings).chain(&host.problems) {
+                let _ = writeln!(std::io::stderr(), "{found}");
             }
-            if let Err(error) = daemon::check_host(&loaded.config) {
-                complain(&error.to_string());
-                return ExitCode::from(error.exit_status());
+            if !host.problems.is_empty() {
+                return ExitCode::from(INVALID_CONFIG);
             }
             say(&format!("{}: the configuration is valid\n", options.config.display()))
         }

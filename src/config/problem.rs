@@ -85,7 +85,7 @@ impl Origins {
     }
 
     /// A problem at the last of `paths` that somebody set: that is the one to look at, a default is not.
-    pub(super) fn problem(&self, paths: &[&str], what: String, fix: String) -> Problem {
+    pub fn problem(&self, paths: &[&str], what: String, fix: String) -> Problem {
         let key = paths.iter().rev().find(|path| self.set.contains_key(**path)).or(paths.first());
         let key = key.map_or("", |path| *path).to_string();
         let (file, line) = match self.of(&key) {

@@ -8,6 +8,9 @@ use super::draft::schedule_path;
 use super::problem::{Origin, Origins, Problem, nearest};
 use super::{Agent, Config};
 
+/// Below this there is no room for a worker beside the daemon, which takes some megabytes, more while it is busy.
+const DAEMON_MB: u64 = 16;
+
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) problems: Vec<Problem>,
@@ -88,6 +91,13 @@ impl Check<'_> {
                 &["memory.warning", "memory.hysteresis"],
                 format!("memory.hysteresis ({}) is not below memory.warning ({})", memory.hysteresis, memory.warning),
                 "lower memory.hysteresis, or no level ever clears",
+            );
+        }
+        if memory.limit_mb < DAEMON_MB {
+            self.warning(
+                &["memory.limit_mb"],
+                format!("{} MB may not hold the daemon itself, which the limit counts as well", memory.limit_mb),
+                &format!("give it {DAEMON_MB} MB and what the workers need, or tasks may be refused for ever"),
             );
         }
         let Some(host_mb) = host_memory_bytes.map(|bytes| bytes / (1024 * 1024)) else { return };

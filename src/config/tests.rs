@@ -351,6 +351,13 @@ fn what_is_odd_but_possible_is_a_warning() {
             Some(2048),
             &["k.toml:2: memory.min_free_mb: 4096 MB is never free on a machine with 2048 MB"],
         ),
+        ("[memory]\nlimit_mb = 16\n[workers]\nsoft_limit_mb = 4\nhard_limit_mb = 8", &[], None, &[]),
+        (
+            "[memory]\nlimit_mb = 15\n[workers]\nmax = 1\nsoft_limit_mb = 4\nhard_limit_mb = 8",
+            &[],
+            None,
+            &["k.toml:2: memory.limit_mb: 15 MB may not hold the daemon itself, which the limit counts as well"],
+        ),
         (
             "[workers]\nmax = 3",
             &[],

@@ -150,7 +150,8 @@ impl Core {
         let workers: Vec<WorkerId> = self.pool.iter().map(|(id, _)| id).collect();
         let asked = workers.iter().filter(|id| self.is_worker_governed(**id) && self.collect_garbage(**id)).count();
         if asked > 0 {
-            let text = format!("{asked} workers were asked to free what they can: memory is {}", rung.name());
+            let workers = if asked == 1 { "worker was" } else { "workers were" };
+            let text = format!("{asked} {workers} asked to free what they can: memory is {}", rung.name());
             self.note_action("gc", None, text);
         }
     }

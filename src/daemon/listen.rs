@@ -128,7 +128,7 @@ fn listen_unix(directory: &Path, path: &Path) -> io::Result<UnixListener> {
 }
 
 /// `gateway.socket_group` as a number; `None` if there is none.
-pub fn socket_group(config: &Config) -> Result<Option<u32>, StartError> {
+fn socket_group(config: &Config) -> Result<Option<u32>, StartError> {
     let name = &config.gateway.socket_group;
     if name.is_empty() {
         return Ok(None);

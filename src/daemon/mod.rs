@@ -2,6 +2,7 @@
 //!
 //! May import everything but `ctl`. Must never know policy.
 
+mod check;
 mod control;
 mod descriptors;
 mod listen;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use crate::config::{self, Config};
 use crate::spool::SpoolError;
 
+pub use check::{HostCheck, check_host};
 pub use threads::run;
 
 /// What the command line asked for.
@@ -74,11 +76,6 @@ impl StartError {
             | StartError::System { .. } => 71,
         }
     }
-}
-
-/// What `--check` cannot tell from the configuration alone: whether this host has what it names.
-pub fn check_host(config: &Config) -> Result<(), StartError> {
-    listen::socket_group(config).map(drop)
 }
 
 /// The configuration of the file and the environment, with what it warns of.

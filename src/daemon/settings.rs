@@ -99,7 +99,7 @@ fn memory(memory: &config::Memory) -> MemorySettings {
     }
 }
 
-fn agent_settings(config: &Config, name: &str, agent: &config::Agent) -> AgentSettings {
+pub(super) fn agent_settings(config: &Config, name: &str, agent: &config::Agent) -> AgentSettings {
     AgentSettings {
         name: Arc::from(name),
         command: agent.command.clone(),

@@ -93,11 +93,16 @@ impl Page {
             if let Some(rss) = worker.rss_bytes {
                 kind("rss", rss);
             }
-            if let Some(heap) = &worker.heap {
-                kind("heap_used", heap.heap_used);
-                kind("heap_total", heap.heap_total);
-                kind("external", heap.external);
-                kind("array_buffers", heap.array_buffers);
+            let heap = worker.heap.unwrap_or_default();
+            let figures = [
+                ("heap_used", heap.heap_used),
+                ("heap_total", heap.heap_total),
+                ("external", heap.external),
+                ("array_buffers", heap.array_buffers),
+            ];
+            // 0 is what an agent did not report: most know their resident memory alone.
+            for (name, bytes) in figures.into_iter().filter(|(_, bytes)| *bytes > 0) {
+                kind(name, bytes);
             }
         }
         self.gauge("kurultai_workers_active", "Worker processes that are not idle.", snapshot.workers.active);

@@ -29,4 +29,5 @@ pub(crate) mod tree;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use spawn::programs_of;
 pub use supervisor::{QueueFull, Supervisor, SupervisorHandle, SupervisorSettings, supervisor};

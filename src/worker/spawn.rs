@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::core::ids::WorkerId;
 use crate::core::settings::{AgentSettings, Runtime};
@@ -46,8 +46,7 @@ pub fn spawn(
     let user = agent.user.as_deref().map(|name| find_user(agent, name)).transpose()?;
     let arguments = arguments(agent)?;
     let environment = environment(worker, agent, task);
-    let path = variable(&environment, "PATH").map(OsString::from);
-    let path = path.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_DEFAULT.into());
+    let path = search_path(&environment);
     let programs = programs(&agent.command[0], &path)?;
     let environment = environment
         .into_iter()
@@ -142,6 +141,24 @@ pub fn payload_file(files: &Files, task: &Assignment) -> io::Result<()> {
         writer.commit()?;
     }
     Ok(())
+}
+
+/// Where the program of an agent is looked for, in turn.
+///
+/// # Errors
+///
+/// A name that no program can have.
+pub fn programs_of(agent: &AgentSettings) -> Result<Vec<PathBuf>, String> {
+    let path = search_path(&environment(WorkerId(0), agent, None));
+    let directory = Path::new(agent.cwd.as_deref().unwrap_or("/"));
+    let programs = programs(&agent.command[0], &path)?;
+    Ok(programs.into_iter().map(|program| directory.join(OsString::from_vec(program.into_bytes()))).collect())
+}
+
+/// PATH as the worker has it, else the daemon's own.
+fn search_path(environment: &[(String, OsString)]) -> OsString {
+    let path = variable(environment, "PATH").map(OsString::from);
+    path.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_DEFAULT.into())
 }
 
 fn find_user(agent: &AgentSettings, name: &str) -> Result<User, String> {

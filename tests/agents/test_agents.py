@@ -428,6 +428,10 @@ kurultai_serve
 class LibraryTests:
     """What every library does alike. Subclasses give `command()`."""
 
+    def can_read(self, text):
+        """Whether the library's language can read this valid JSON."""
+        return True
+
     def daemon(self, **kinds):
         return FakeDaemon(self.command(), **kinds)
 
@@ -437,6 +441,12 @@ class LibraryTests:
             self.assertIn("cancel", ready["capabilities"])
             self.assertEqual(daemon.stop(), 0)
             self.assertIsNone(daemon.next())
+
+    def test_started_for_one_task_it_says_which_mode_it_needs(self):
+        environ = environment(KURULTAI_TASK_ID="t-1", TMPDIR=self.dir)
+        ran = subprocess.run(self.command(), input=b"[1,2]", env=environ, capture_output=True, timeout=LIMIT_S)
+        self.assertEqual((ran.returncode, ran.stdout.replace(b"before serve\n", b"")), (1, b""))
+        self.assertRegex(ran.stderr.decode(), r'\A[^\n]*: set mode = "persistent" in \[agents\.test\]\n\Z')
 
     def test_it_exits_0_at_the_end_of_input(self):
         with self.daemon() as daemon:
@@ -455,6 +465,22 @@ class LibraryTests:
             daemon.send(type="PREEMPT", taskId="t-77", reason="priority", checkpointTimeoutMs=5000)
             daemon.send(type="HOROSCOPE", sign="aries", nested={"type": "SHUTDOWN"})
             self.assertEqual(daemon.run(1, payload=[1])[0]["type"], "COMPLETE")
+
+    def test_json_that_a_language_may_not_read_is_answered_and_the_worker_lives_on(self):
+        payloads = {"digits": "[" + "7" * 5000 + "]", "nested": "[" * 1100 + "]" * 1100, "deep": "[" * 30_000 + "]" * 30_000}
+        with self.daemon() as daemon:
+            for number, (what, text) in enumerate(payloads.items(), 1):
+                line = daemon.task_line(number, payload={"do": "about", "what": "HERE"}).replace(b'"HERE"', text.encode())
+                daemon.task, daemon.seq = "t-%d" % number, 0
+                daemon.send_bytes(line)
+                end, _, _ = daemon.finish()
+                if self.can_read(text):
+                    self.assertEqual(end["type"], "COMPLETE", what)
+                else:
+                    self.assertEqual((end["type"], end["retryable"]), ("FAILED", False), what)
+                    self.assertRegex(end["error"], "cannot read this task .*Error.*: nest less deeply, .* as text", what)
+            self.assertEqual(daemon.run(9, payload=[1])[0]["type"], "COMPLETE")
+            self.assertEqual(daemon.stop(), 0)
 
     def test_gc_while_idle_is_answered_with_memory(self):
         with self.daemon() as daemon:
@@ -478,6 +504,15 @@ class SameApiTests(LibraryTests):
             self.assertEqual(daemon.result(5, path=self.file("bytes.raw", b"\xff\x00\xfe")), b"\xff\x00\xfe")
             self.assertIsNone(daemon.result(6, payload=None))
             self.assertEqual(daemon.result(7, raw=""), "")
+
+    def test_a_task_that_cannot_be_read_at_all_is_failed_in_its_turn(self):
+        with self.daemon() as daemon:
+            daemon.send_bytes(b'{"type":"TASK","taskId":"t-1","attempt":1,"payload":[}\n' + daemon.task_line(2, payload=1))
+            daemon.task = "t-1"
+            end, _, _ = daemon.finish()
+            self.assertEqual((end["type"], end["retryable"]), ("FAILED", False))
+            daemon.task = "t-2"
+            self.assertEqual(daemon.finish()[0]["result"], 1)
 
     def test_a_task_carries_its_fields(self):
         with self.daemon() as daemon:
@@ -642,6 +677,13 @@ class PythonLibrary(SameApiTests, Scratch):
 
     def command(self):
         return [sys.executable, self.file(self.name, (PYTHON_AGENT % {"agents": AGENTS}).encode())]
+
+    def can_read(self, text):
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            return False
+        return True
 
     def test_a_result_that_is_no_json_fails_the_task(self):
         with self.daemon() as daemon:

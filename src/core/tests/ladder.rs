@@ -85,6 +85,27 @@ fn every_rise_asks_the_ready_persistent_workers_for_garbage_and_no_fall_does() {
 }
 
 #[test]
+fn the_sentence_counts_the_workers_asked_for_garbage() {
+    for (workers, says) in [(1, "1 worker was asked to free"), (2, "2 workers were asked to free")] {
+        let mut sim = wide(2);
+        for _ in 0..workers {
+            sim.submit(task("calm"));
+        }
+        sim.take();
+        sim.memory_at(710);
+        let texts: Vec<String> = sim
+            .notices()
+            .into_iter()
+            .filter_map(|notice| match notice {
+                Notice::MemoryAction { action: "gc", text, .. } => Some(text),
+                _ => None,
+            })
+            .collect();
+        assert!(matches!(&texts[..], [text] if text.starts_with(says)), "{texts:?}");
+    }
+}
+
+#[test]
 fn nobody_is_asked_for_garbage_where_that_is_turned_off() {
     let mut sim = Sim::with(|settings| settings.features.gc_on_pressure = false);
     sim.submit(task("calm"));
