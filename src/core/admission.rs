@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Core;
+use super::attempts::Attempts;
 use super::event::{Action, Answer, CancelAnswer, Record, Submission};
 use super::governor::Level;
 use super::health::Availability;
@@ -195,6 +196,8 @@ impl Core {
             phase: Phase::Queued,
             retries: 0,
             memory_deaths: 0,
+            attempts: Attempts::default(),
+            retry_at: None,
             preemptions: 0,
             has_checkpoint: false,
             is_wait_told: false,

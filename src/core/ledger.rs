@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::attempts::Attempts;
 use super::ids::{PermitId, TaskId, WorkerId};
 use super::task::{Outcome, Payload, Priority, Progress, ResultPlace, TaskSpec, TaskState};
 
@@ -27,6 +28,10 @@ pub struct Task {
     pub retries: u32,
     /// Attempts that ended for memory's sake.
     pub memory_deaths: u32,
+    /// Those that failed.
+    pub attempts: Attempts,
+    /// It is not tried again before: what fails at once must not fail a thousand times a second.
+    pub retry_at: Option<Duration>,
     pub preemptions: u32,
     pub has_checkpoint: bool,
     /// It was said that it waits for memory.
@@ -83,6 +88,7 @@ pub struct FinishedTask {
     pub started_ms: Option<u64>,
     pub finished_ms: u64,
     pub attempt: u32,
+    pub attempts: Attempts,
     pub preemptions: u32,
     pub run_time: Option<Duration>,
     pub peak_rss_bytes: Option<u64>,
@@ -106,7 +112,7 @@ impl FinishedTask {
         };
         // The idempotency key stands in the index of keys too.
         let key = self.spec.idempotency_key.as_ref().map_or(0, |key| key.len() + 64);
-        FINISHED_BYTES_EACH + texts + self.spec.request_id.len() + key
+        FINISHED_BYTES_EACH + texts + self.attempts.memory() + self.spec.request_id.len() + key
     }
 
     fn disk(&self) -> u64 {
@@ -131,6 +137,8 @@ pub struct TaskView {
     pub started_ms: Option<u64>,
     pub finished_ms: Option<u64>,
     pub attempt: u32,
+    /// Those that failed.
+    pub attempts: Attempts,
     pub max_retries: u32,
     pub preemptions: u32,
     pub progress: Option<Progress>,
@@ -255,6 +263,7 @@ pub fn finished(task: &Task, outcome: Outcome, now: super::event::Now, peak_rss_
         started_ms: task.started_ms,
         finished_ms: now.wall_ms,
         attempt: task.attempt(),
+        attempts: task.attempts.clone(),
         preemptions: task.preemptions,
         run_time,
         peak_rss_bytes,
@@ -292,6 +301,8 @@ mod tests {
             phase: Phase::Queued,
             retries: 0,
             memory_deaths: 0,
+            attempts: Attempts::default(),
+            retry_at: None,
             preemptions: 0,
             has_checkpoint: false,
             is_wait_told: false,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::core::admission::DRAIN_RETRY;
+use crate::core::attempts::Attempt;
 use crate::core::breaker::{BreakerState, BreakerView};
 use crate::core::governor::{DaemonMemory, Level};
 use crate::core::ids::IncidentId;
@@ -42,6 +43,9 @@ pub fn task(view: &TaskView) -> Value {
     put(&mut object, "startedAt", view.started_ms.map(time));
     put(&mut object, "finishedAt", view.finished_ms.map(time));
     put(&mut object, "attempt", Some(view.attempt));
+    if !view.attempts.is_empty() {
+        object.insert("attempts".to_string(), view.attempts.iter().map(attempt).collect());
+    }
     put(&mut object, "maxRetries", Some(view.max_retries));
     put(&mut object, "preemptions", Some(view.preemptions));
     if let Some(progress) = &view.progress {
@@ -70,6 +74,16 @@ pub fn task(view: &TaskView) -> Value {
         Some(Outcome::Failed(failure)) => put(&mut object, "error", Some(self::failure(failure))),
         Some(Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted) | None => {}
     }
+    Value::Object(object)
+}
+
+fn attempt(attempt: &Attempt) -> Value {
+    let mut object = Map::new();
+    put(&mut object, "attempt", Some(attempt.attempt));
+    put(&mut object, "startedAt", attempt.started_ms.map(time));
+    put(&mut object, "endedAt", Some(time(attempt.ended_ms)));
+    put(&mut object, "code", Some(attempt.code.name()));
+    put(&mut object, "message", Some(&*attempt.message));
     Value::Object(object)
 }
 

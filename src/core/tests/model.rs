@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::core::Core;
+use crate::core::attempts::Attempts;
 use crate::core::event::Record;
 use crate::core::ids::TaskId;
 use crate::core::ledger::FinishedTask;
@@ -29,6 +30,7 @@ impl Remembered {
                     started_ms: None,
                     retries: 0,
                     memory_deaths: 0,
+                    attempts: Attempts::default(),
                     preemptions: 0,
                     state: UnfinishedState::Queued,
                     has_checkpoint: false,
@@ -41,10 +43,11 @@ impl Remembered {
                 task.state = UnfinishedState::Running;
                 task.started_ms = task.started_ms.or(Some(*started_ms));
             }
-            Record::Returned { task, retries, memory_deaths, preemptions, preempted } => {
+            Record::Returned { task, retries, memory_deaths, preemptions, preempted, attempts } => {
                 let task = self.living(*task);
                 assert!(*retries >= task.retries && *preemptions >= task.preemptions, "{} counts back", task.id);
                 (task.retries, task.memory_deaths, task.preemptions) = (*retries, *memory_deaths, *preemptions);
+                task.attempts = attempts.clone();
                 task.state = if *preempted { UnfinishedState::Preempted } else { UnfinishedState::Returned };
             }
             Record::Finished(finished) => {

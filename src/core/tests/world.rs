@@ -338,6 +338,9 @@ impl World {
                 .health
                 .get(&agent.name)
                 .is_none_or(|health| health.availability(self.now, &core.settings.workers) == Availability::Available);
+            if core.retry_pause(task.id).is_some() {
+                continue;
+            }
             let is_governed = core.governs_memory() && core.is_governed(task.id);
             if is_governed && is_held(core, &task.spec) {
                 continue;
