@@ -14,7 +14,7 @@ use crate::core::notice::{Field, Notice, Severity};
 use crate::core::settings::{AgentMode, Mode, Runtime};
 use crate::core::task::{Failure, Outcome, Priority, ResultPlace, TaskState};
 use crate::core::view::{AgentView, QueueView, ScheduleView, Snapshot, WorkersView};
-use crate::scheduler::call::{Decision, Status, StreamItem, StreamLine, Why};
+use crate::scheduler::call::{Decision, Status, StorageStatus, StreamItem, StreamLine, Why};
 use crate::scheduler::history::SLOT;
 
 /// A result nested deeper than this is not shown in the task object: handlers have small stacks.
@@ -157,10 +157,16 @@ pub fn status(status: &Status) -> Value {
             "rolloutPercent": snapshot.features.rollout_percent,
         },
     });
-    if let Some(error) = &status.storage_error {
-        object["storage"] = json!({ "error": error });
-    }
+    object["storage"] = storage(&status.storage);
     object
+}
+
+fn storage(storage: &StorageStatus) -> Value {
+    let mut object = Map::new();
+    put(&mut object, "ok", Some(storage.error.is_none()));
+    put(&mut object, "freeBytes", storage.free_bytes);
+    put(&mut object, "error", storage.error.as_deref());
+    Value::Object(object)
 }
 
 pub fn memory(status: &Status) -> Value {
@@ -339,9 +345,7 @@ pub fn health(status: &Status) -> (u16, Value) {
         let wait = if snapshot.is_draining { DRAIN_RETRY } else { snapshot.memory.retry_after };
         object["retryAfterS"] = json!(wait.as_secs().max(1));
     }
-    if let Some(error) = &status.storage_error {
-        object["storage"] = json!({ "error": error });
-    }
+    object["storage"] = storage(&status.storage);
     (code, object)
 }
 

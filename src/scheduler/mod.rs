@@ -16,6 +16,7 @@ mod watch;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, at, never, select_biased};
@@ -33,8 +34,10 @@ use crate::sys::eventfd::EventFd;
 use crate::worker::SupervisorHandle;
 use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply, Request, Status, Why};
 use history::History;
+use storage::Storage;
 pub use streams::StreamPort;
 use streams::Streams;
+use sync::SyncFailed;
 pub use sync::{SyncThread, Syncer};
 use waiting::{Gone, Waiting};
 pub use watch::Watch;
@@ -89,7 +92,9 @@ pub struct Scheduler<W> {
     caller: Option<Caller<W>>,
     /// Actions of this turn, performed together: one write for all their records.
     actions: Vec<Action>,
-    storage: Option<storage::Trouble>,
+    storage: Storage,
+    /// The journal could not be synced.
+    sync_failed_rx: Receiver<SyncFailed>,
     is_stopping: bool,
 }
 
@@ -116,11 +121,14 @@ impl<W: Send + 'static> Scheduler<W> {
     ) -> Self {
         let mut metrics = Metrics::default();
         metrics.know_agents(core.settings().agents.keys());
+        let storage = Storage::new(spool.root().to_path_buf());
         Scheduler {
             core,
             files: spool.files(),
             ids: spool.ids(),
             spool,
+            storage,
+            sync_failed_rx: ports.syncer.as_ref().map_or_else(never, |syncer| syncer.failed_rx.clone()),
             streams: Streams::new(ports.streams.clone()),
             watching: Watching::new(ports.monitor.clone()),
             ports,
@@ -134,7 +142,6 @@ impl<W: Send + 'static> Scheduler<W> {
             gone: Gone::default(),
             caller: None,
             actions,
-            storage: None,
             is_stopping: false,
         }
     }
@@ -142,6 +149,12 @@ impl<W: Send + 'static> Scheduler<W> {
     /// For `/v1/memory` to show.
     pub fn with_enforcement(mut self, enforcement: Enforcement) -> Self {
         self.enforcement = Arc::new(enforcement);
+        self
+    }
+
+    /// Submissions leave this much of the disk, in bytes, to what runs.
+    pub fn with_reserve(mut self, min_free: Arc<AtomicU64>) -> Self {
+        self.storage.reserve(min_free);
         self
     }
 
@@ -173,6 +186,10 @@ impl<W: Send + 'static> Scheduler<W> {
             self.control(control);
             taken += 1;
         }
+        while let Ok(failed) = self.sync_failed_rx.try_recv() {
+            self.sync_failed(failed);
+            taken += 1;
+        }
         for _ in 0..TURN_MAX {
             let Ok(report) = self.ports.reports_rx.try_recv() else { break };
             self.report(report);
@@ -197,6 +214,11 @@ impl<W: Send + 'static> Scheduler<W> {
                 Ok(control) => self.control(control),
                 Err(_) => return false,
             },
+            recv(self.sync_failed_rx) -> failed => match failed {
+                Ok(failed) => self.sync_failed(failed),
+                // The thread is gone, and another end of it is told elsewhere.
+                Err(_) => self.sync_failed_rx = never(),
+            },
             recv(self.ports.reports_rx) -> report => match report {
                 Ok(report) => self.report(report),
                 Err(_) => return false,
@@ -212,8 +234,7 @@ impl<W: Send + 'static> Scheduler<W> {
 
     fn next_wake(&self) -> Option<Duration> {
         let waiting = self.waiting.iter().map(|waiting| waiting.until).min();
-        let storage = self.storage.as_ref().map(|trouble| trouble.retry_at);
-        [self.core.next_deadline(), waiting, storage].into_iter().flatten().min()
+        [self.core.next_deadline(), waiting, self.storage.next_wake()].into_iter().flatten().min()
     }
 
     fn is_due(&self) -> bool {
@@ -273,9 +294,9 @@ impl<W: Send + 'static> Scheduler<W> {
         let mut caller = Caller { from, waiter, wait: None, breaker: None, task: None };
         let event = match request {
             Request::Submit { task, draft, wait } => {
-                if let Some(trouble) = &self.storage {
-                    let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };
+                if let Some(answer) = self.storage_refusal() {
                     self.files.remove_inputs(task);
+                    self.note_refused_for_storage(*draft, &answer);
                     return self.reply(caller.waiter, answer);
                 }
                 caller.wait = wait;
@@ -303,6 +324,9 @@ impl<W: Send + 'static> Scheduler<W> {
             | Request::Decisions { .. }
             | Request::Why { .. }
             | Request::Ping) => {
+                if matches!(query, Request::Status | Request::Overview { .. } | Request::Scrape) {
+                    self.look_at_storage();
+                }
                 let answer = self.query(query);
                 return self.reply(caller.waiter, answer);
             }
@@ -341,7 +365,7 @@ impl<W: Send + 'static> Scheduler<W> {
             snapshot: self.core.snapshot(now),
             config: self.config.clone(),
             uptime: now.at,
-            storage_error: self.storage.as_ref().map(|trouble| trouble.error.clone()),
+            storage: self.storage.status(),
             enforcement: self.enforcement.clone(),
             history: self.history.peaks(now.at),
         }
@@ -429,9 +453,8 @@ impl<W: Send + 'static> Scheduler<W> {
         if is_duplicate && let Some(unused) = caller.task {
             self.files.remove_inputs(unused);
         }
-        if let Some(trouble) = &self.storage {
+        if let Some(answer) = self.unwritten().filter(|_| !is_duplicate) {
             // Why: it was taken in memory and could not be written: it must not run after the client heard no.
-            let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };
             self.step(Event::CancelRequested { ticket: NOBODY, task });
             return Some(Reply { waiter: caller.waiter, answer });
         }

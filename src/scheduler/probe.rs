@@ -2,7 +2,6 @@
 
 use super::Scheduler;
 use super::call::{Answer, Draft};
-use super::storage;
 use crate::core::admission::DRAIN_RETRY;
 use crate::core::event::Event;
 use crate::core::ids::TaskId;
@@ -12,8 +11,11 @@ use crate::core::refusal::Refusal;
 impl<W: Send + 'static> Scheduler<W> {
     /// A refusal counts and is told as one, for the submission itself will not come.
     pub(super) fn probe(&mut self, task: TaskId, draft: Option<Box<Draft>>) -> Answer {
-        if let Some(trouble) = &self.storage {
-            return Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };
+        if let Some(answer) = self.storage_refusal() {
+            if let Some(draft) = draft {
+                self.note_refused_for_storage(*draft, &answer);
+            }
+            return answer;
         }
         // Why: what refuses may have passed since the core last heard of the time.
         self.step(Event::DeadlinePassed);
@@ -38,6 +40,13 @@ impl<W: Send + 'static> Scheduler<W> {
                 });
                 Answer::Refused(refusal)
             }
+        }
+    }
+
+    pub(super) fn note_refused_for_storage(&mut self, draft: Draft, answer: &Answer) {
+        if let Answer::StorageFull { error, .. } = answer {
+            let (agent, request) = (draft.agent, draft.request_id);
+            self.note(Notice::TaskRejected { agent, code: "storage_full", text: error.clone(), request });
         }
     }
 }

@@ -102,6 +102,19 @@ fn damaged_lines_are_set_aside_and_the_others_count() {
 }
 
 #[test]
+fn what_is_kept_of_damaged_lines_has_a_bound() {
+    let root = tempfile::tempdir().expect("a directory");
+    let garbage = format!("{}\n", "x".repeat(200_000)).repeat(30);
+    std::fs::write(root.path().join("journal"), garbage).expect("written");
+    let (_spool, restored) = Spool::open(root.path(), false).expect("opens all the same");
+    assert_eq!(restored.damaged_lines, 30);
+    for name in ["journal.damaged", "journal.damaged.1"] {
+        let bytes = std::fs::metadata(root.path().join(name)).expect("kept").len();
+        assert!((1..1_300_000).contains(&bytes), "{name} has {bytes} bytes");
+    }
+}
+
+#[test]
 fn files_nobody_owns_are_removed_and_a_dropped_payload_leaves_none() {
     let root = tempfile::tempdir().expect("a directory");
     let (spool, _) = Spool::open(root.path(), false).expect("opens");
