@@ -174,9 +174,7 @@ impl<W: Send + 'static> Scheduler<W> {
             }
         }
         self.dismiss_waiting();
-        if let Some(syncer) = &self.ports.syncer {
-            syncer.flush();
-        }
+        self.settle_journal();
     }
 
     /// Takes what has come on each lane, the urgent ones first. Tells if there was anything.

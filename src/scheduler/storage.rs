@@ -197,6 +197,16 @@ impl<W: Send + 'static> Scheduler<W> {
         }
     }
 
+    /// What has been written is on the disk when this returns, or could not be brought there twice.
+    pub(super) fn settle_journal(&mut self) {
+        if let Some(syncer) = &self.ports.syncer {
+            syncer.flush();
+        }
+        if let Ok(failed) = self.sync_failed_rx.try_recv() {
+            self.sync_failed(failed);
+        }
+    }
+
     /// The kernel may have dropped what it could not write, and another sync of the same file would not tell (fsync(2),
     /// "Errors"; LWN "PostgreSQL's fsync() surprise"): the journal is written anew from memory. Those who were told no must
     /// not have their tasks run.
