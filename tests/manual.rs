@@ -303,6 +303,8 @@ fn notices() -> Vec<Notice> {
             incident: Some(incident),
         },
         Notice::AgentUnavailable { agent, failures: 1, retry_after: duration },
+        Notice::StorageFull { text: "x".into(), free_bytes: Some(1) },
+        Notice::StorageCleared { free_bytes: Some(1) },
         Notice::ConfigReloaded { changed: "x".into(), needs_restart: "x".into() },
         Notice::ConfigRejected { text: "x".into() },
         level(Level::Emergency, Level::Warning),

@@ -26,6 +26,8 @@ const NAMES: &[(&str, &str)] = &[
     ("kurultai_queue_limit", "gauge"),
     ("kurultai_tasks_accepted_total", "counter"),
     ("kurultai_tasks_rejected_total", "counter"),
+    ("kurultai_storage_ok", "gauge"),
+    ("kurultai_storage_free_bytes", "gauge"),
     ("kurultai_tasks_completed_total", "counter"),
     ("kurultai_tasks_failed_total", "counter"),
     ("kurultai_tasks_preempted_total", "counter"),

@@ -263,6 +263,7 @@ pub const KEYS: &[Key] = &[
     choice("spool.durability", &["fsync", "none"], r#""fsync""#),
     integer("spool.retention_s", (1, YEAR_S), "3600").reload(),
     integer("spool.retention_mb", (1, MEMORY_MAX_MB), "256"),
+    integer("spool.min_free_mb", (0, MEMORY_MAX_MB), "32").reload(),
 
     required("agents.NAME.command", Kind::Texts { rule: Rule::Any, some: true }, r#"["/usr/bin/wc"]"#),
     choice("agents.NAME.mode", &["oneshot", "persistent"], r#""oneshot""#).reload(),

@@ -404,7 +404,7 @@ fn exactly_the_documented_keys_are_marked_for_reload() {
     let documented = "daemon.log_level daemon.drain_timeout_s gateway.max_body_mb gateway.submit_rate_per_s memory.mode \
         memory.limit_mb memory.min_free_mb memory.check_interval_ms memory.warning memory.critical memory.reject \
         memory.emergency memory.hysteresis queue.max_depth queue.priority_limits workers.max workers.idle_timeout_s \
-        workers.task_timeout_s workers.recycle_after_tasks spool.retention_s";
+        workers.task_timeout_s workers.recycle_after_tasks spool.retention_s spool.min_free_mb";
     assert_eq!(marked, documented.split_whitespace().collect::<Vec<_>>());
     assert!(KEYS.iter().filter(|key| key.is_pattern()).all(|key| key.reload), "a part of an agent does not reload");
 }

@@ -156,6 +156,7 @@ pub struct Spool {
     pub durability: Durability,
     pub retention_s: u64,
     pub retention_mb: u64,
+    pub min_free_mb: u64,
 }
 
 /// An agent. What is `None` follows the rest of the configuration: [`Config::hard_limit_mb`] and its neighbours.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Core;
+use super::attempts::Attempts;
 use super::event::{Action, Answer, CancelAnswer, Record, Submission};
 use super::governor::Level;
 use super::health::Availability;
@@ -196,6 +197,8 @@ impl Core {
             retries: 0,
             memory_deaths: 0,
             was_stopped_by_memory: false,
+            attempts: Attempts::default(),
+            retry_at: None,
             preemptions: 0,
             has_checkpoint: false,
             is_wait_told: false,

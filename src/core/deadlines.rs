@@ -27,7 +27,9 @@ impl Core {
             return all.min();
         }
         let schedules = self.schedules.iter().map(super::schedule::Schedule::next_at);
-        all.chain(schedules).chain(self.next_available()).chain(self.settled_at()).min()
+        let retries = self.queue.returned().filter_map(|id| self.ledger.get(id)?.retry_at);
+        let retries = retries.filter(|at| *at > self.now.at);
+        all.chain(schedules).chain(retries).chain(self.next_available()).chain(self.settled_at()).min()
     }
 
     /// When the pause after an action is over, if something waits that may start then.

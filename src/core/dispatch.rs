@@ -90,7 +90,7 @@ impl Core {
             self.fail_attempt(id, failure, false, None);
             return true;
         };
-        if !self.may_start_now(id) || self.breaker_forbids(id, &agent) {
+        if self.retry_pause(id).is_some() || !self.may_start_now(id) || self.breaker_forbids(id, &agent) {
             return false;
         }
         let idle = self.pool.warmest_idle(&agent);
@@ -108,6 +108,12 @@ impl Core {
             }
             None => self.start_on_new(id, agent, promised),
         }
+    }
+
+    /// How long a task that has failed still pauses before it is tried again.
+    pub(super) fn retry_pause(&self, id: TaskId) -> Option<Duration> {
+        let until = self.ledger.get(id)?.retry_at?;
+        Some(until.saturating_sub(self.now.at)).filter(|pause| !pause.is_zero())
     }
 
     /// Whether the agent's own state allows one more worker.
@@ -294,6 +300,7 @@ impl Core {
         task.permit = permit;
         task.progress = None;
         task.is_wait_told = false;
+        task.retry_at = None;
         let assignment = Assignment {
             task: id,
             spec: task.spec.clone(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::attempts::Attempts;
 use super::governor::MemorySample;
 use super::ids::{AgentName, PermitId, TaskId, Ticket, WorkerId};
 use super::ledger::FinishedTask;
@@ -123,6 +124,7 @@ pub enum Record {
         memory_deaths: u32,
         preemptions: u32,
         preempted: bool,
+        attempts: Attempts,
     },
     Finished(Arc<FinishedTask>),
     /// What a task of this agent was seen to need at most.

@@ -70,7 +70,8 @@ impl Health {
     }
 }
 
-fn backoff(pauses: &[Duration], in_a_row: usize) -> Duration {
+/// The pause after so many failures in a row; the last one repeats.
+pub(super) fn backoff(pauses: &[Duration], in_a_row: usize) -> Duration {
     let nth = in_a_row.saturating_sub(1).min(pauses.len().saturating_sub(1));
     pauses.get(nth).copied().unwrap_or_default()
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::attempts::Attempts;
 use super::ids::{PermitId, TaskId, WorkerId};
 use super::task::{Outcome, Payload, Priority, Progress, ResultPlace, TaskSpec, TaskState};
 
@@ -27,6 +28,10 @@ pub struct Task {
     pub retries: u32,
     /// Attempts that ended for memory's sake.
     pub memory_deaths: u32,
+    /// Those that failed.
+    pub attempts: Attempts,
+    /// It is not tried again before: what fails at once must not fail a thousand times a second.
+    pub retry_at: Option<Duration>,
     pub preemptions: u32,
     pub has_checkpoint: bool,
     /// Memory has stopped it before: it was preempted or killed for that.
@@ -85,6 +90,7 @@ pub struct FinishedTask {
     pub started_ms: Option<u64>,
     pub finished_ms: u64,
     pub attempt: u32,
+    pub attempts: Attempts,
     pub preemptions: u32,
     pub run_time: Option<Duration>,
     pub peak_rss_bytes: Option<u64>,
@@ -108,7 +114,7 @@ impl FinishedTask {
         };
         // The idempotency key stands in the index of keys too.
         let key = self.spec.idempotency_key.as_ref().map_or(0, |key| key.len() + 64);
-        FINISHED_BYTES_EACH + texts + self.spec.request_id.len() + key
+        FINISHED_BYTES_EACH + texts + self.attempts.memory() + self.spec.request_id.len() + key
     }
 
     fn disk(&self) -> u64 {
@@ -133,6 +139,8 @@ pub struct TaskView {
     pub started_ms: Option<u64>,
     pub finished_ms: Option<u64>,
     pub attempt: u32,
+    /// Those that failed.
+    pub attempts: Attempts,
     pub max_retries: u32,
     pub preemptions: u32,
     pub progress: Option<Progress>,
@@ -257,6 +265,7 @@ pub fn finished(task: &Task, outcome: Outcome, now: super::event::Now, peak_rss_
         started_ms: task.started_ms,
         finished_ms: now.wall_ms,
         attempt: task.attempt(),
+        attempts: task.attempts.clone(),
         preemptions: task.preemptions,
         run_time,
         peak_rss_bytes,
@@ -295,6 +304,8 @@ mod tests {
             retries: 0,
             memory_deaths: 0,
             was_stopped_by_memory: false,
+            attempts: Attempts::default(),
+            retry_at: None,
             preemptions: 0,
             has_checkpoint: false,
             is_wait_told: false,

@@ -6,6 +6,7 @@
 //! and in the simulation tests.
 
 pub mod admission;
+pub mod attempts;
 pub mod breaker;
 mod deadlines;
 mod dispatch;
@@ -38,6 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use attempts::Attempt;
 use breaker::{Breaker, BreakerState};
 use estimate::RunTimes;
 use event::{Action, Answer, BreakerAnswer, BreakerRequest, Event, Now, Record};
@@ -297,6 +299,13 @@ impl Core {
     fn fail_attempt(&mut self, id: TaskId, failure: Failure, retryable: bool, peak_rss_bytes: Option<u64>) {
         let Some(task) = self.ledger.get_mut(id) else { return };
         let agent = self.settings.agents.get(&task.spec.agent);
+        let started_ms = match task.phase {
+            Phase::Running { since, .. } => {
+                Some(self.now.wall_ms.saturating_sub(self.now.at.saturating_sub(since).as_millis() as u64))
+            }
+            Phase::Queued | Phase::Preempted => None,
+        };
+        let attempt = Attempt::of(task.attempt(), started_ms, self.now.wall_ms, &failure);
         task.memory_deaths += u32::from(failure.code.is_for_memory());
         task.was_stopped_by_memory |= failure.code.is_for_memory();
         // Deaths by memory have a budget of their own: a task that cannot live on this host is not tried for ever.
@@ -308,11 +317,17 @@ impl Core {
             } else {
                 format!("maxRetries = {}", task.spec.max_retries)
             };
+            if task.retries > 0 {
+                task.attempts.push(attempt);
+            }
             let is_exhausted = retryable && task.retries > 0;
             let failure = if is_exhausted { exhausted(task.retries + 1, &limit, failure) } else { failure };
             return self.finish(id, Outcome::Failed(Box::new(failure)), peak_rss_bytes);
         }
         task.retries += 1;
+        task.attempts.push(attempt);
+        let pause = health::backoff(&self.settings.workers.restart_backoff, task.retries as usize);
+        task.retry_at = Some(self.now.at + pause);
         task.phase = Phase::Queued;
         let permit = task.permit.take();
         let (spec, retries) = (task.spec.clone(), task.retries);
@@ -340,6 +355,7 @@ impl Core {
             memory_deaths: task.memory_deaths,
             preemptions: task.preemptions,
             preempted: task.phase == Phase::Preempted,
+            attempts: task.attempts.clone(),
         };
         self.queue.remove(priority, id);
         self.queue.put_back(priority, id, |other| id < other);
@@ -400,7 +416,12 @@ impl Core {
 const BRIEF_MAX: usize = 300;
 
 fn brief(text: &str) -> String {
-    match text.char_indices().nth(BRIEF_MAX) {
+    cut(text, BRIEF_MAX)
+}
+
+/// At most so many characters, and a mark that there were more.
+fn cut(text: &str, chars: usize) -> String {
+    match text.char_indices().nth(chars) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_string(),
     }

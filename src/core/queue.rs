@@ -13,7 +13,8 @@ pub struct Queue {
 
 #[derive(Debug, Default)]
 struct Level {
-    /// Oldest acceptance first; at most as many as there are workers, because each held one.
+    /// Oldest acceptance first. Each has held a worker, and may pause while another task has it: as many as may wait, and
+    /// a worker's each on top.
     returned: VecDeque<TaskId>,
     queued: VecDeque<TaskId>,
 }
@@ -74,6 +75,11 @@ impl Queue {
     /// In the order of service.
     pub fn iter(&self) -> impl Iterator<Item = TaskId> {
         self.levels.iter().flat_map(|level| level.returned.iter().chain(&level.queued)).copied()
+    }
+
+    /// Those that ran before.
+    pub fn returned(&self) -> impl Iterator<Item = TaskId> {
+        self.levels.iter().flat_map(|level| &level.returned).copied()
     }
 
     /// Queued at this level, the youngest first.

@@ -325,11 +325,15 @@ impl Core {
         exit: &Exit,
         peak: Option<u64>,
     ) {
-        let is_success = exit.status == Some(0) && exit.result_error.is_none();
-        // Why: of a shell whose child the kernel killed, only the cgroup and not the exit status tells.
-        let is_crash = stage == Stage::Working && !is_success && (exit.signal.is_some() || exit.oom_killed);
-        let reason = if is_crash { crash_reason(exit) } else { ExitReason::Finished };
-        self.note_exit(id, worker, reason, exit, String::new());
+        let is_kept = exit.result_error.is_none();
+        let is_success = exit.status == Some(0) && is_kept;
+        // Why: of a shell whose child the kernel killed, only its cgroup tells. A result that cannot be kept is no crash.
+        let is_crash = stage == Stage::Working && is_kept && !is_success && (exit.signal.is_some() || exit.oom_killed);
+        match &exit.result_error {
+            Some(error) => self.note_exit(id, worker, ExitReason::Killed, exit, error.clone()),
+            None if is_crash => self.note_exit(id, worker, crash_reason(exit), exit, String::new()),
+            None => self.note_exit(id, worker, ExitReason::Finished, exit, String::new()),
+        }
         if is_crash {
             self.note_health_failure(&worker.agent.name);
         } else {

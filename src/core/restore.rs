@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Core;
+use super::attempts::Attempts;
 use super::event::{Action, Record};
 use super::ids::{AgentName, TaskId};
 use super::ledger::{FinishedTask, Phase, Task};
@@ -18,6 +19,7 @@ pub struct Unfinished {
     pub started_ms: Option<u64>,
     pub retries: u32,
     pub memory_deaths: u32,
+    pub attempts: Attempts,
     pub preemptions: u32,
     pub state: UnfinishedState,
     pub has_checkpoint: bool,
@@ -38,7 +40,11 @@ impl Unfinished {
         let (task, retries, memory_deaths, preemptions) = (self.id, self.retries, self.memory_deaths, self.preemptions);
         let mut records = vec![Record::Accepted { task, spec: self.spec.clone(), created_ms: self.created_ms }];
         records.extend(self.started_ms.map(|started_ms| Record::Started { task, started_ms }));
-        let returned = |preempted| Record::Returned { task, retries, memory_deaths, preemptions, preempted };
+        let attempts = &self.attempts;
+        let returned = |preempted| {
+            let attempts = attempts.clone();
+            Record::Returned { task, retries, memory_deaths, preemptions, preempted, attempts }
+        };
         match self.state {
             UnfinishedState::Queued => {}
             UnfinishedState::Returned => records.push(returned(false)),
@@ -75,6 +81,7 @@ impl Core {
             started_ms: task.started_ms,
             retries: task.retries,
             memory_deaths: task.memory_deaths,
+            attempts: task.attempts.clone(),
             preemptions: task.preemptions,
             state,
             has_checkpoint: task.has_checkpoint,
@@ -113,8 +120,8 @@ impl Core {
     }
 
     fn restore_one(&mut self, task: Unfinished) {
-        let Unfinished { id, spec, created_ms, started_ms, retries, memory_deaths, preemptions, state, has_checkpoint } =
-            task;
+        let Unfinished { id, spec, created_ms, started_ms, retries, memory_deaths, preemptions, .. } = task;
+        let Unfinished { attempts, state, has_checkpoint, .. } = task;
         let (priority, max_retries) = (spec.priority, spec.max_retries);
         let phase = match state {
             UnfinishedState::Preempted => Phase::Preempted,
@@ -131,6 +138,8 @@ impl Core {
             retries,
             memory_deaths,
             was_stopped_by_memory: memory_deaths > 0,
+            attempts: attempts.clone(),
+            retry_at: None,
             preemptions,
             has_checkpoint,
             is_wait_told: false,
@@ -150,6 +159,7 @@ impl Core {
                     memory_deaths,
                     preemptions,
                     preempted: true,
+                    attempts,
                 }));
             }
             UnfinishedState::Running => {
@@ -159,6 +169,10 @@ impl Core {
                     "the daemon ended while the task ran, and it had neither retries nor a checkpoint left"
                 };
                 self.fail_attempt(id, Failure::new(FailureCode::WorkerCrashed, message), true, None);
+                if let Some(task) = self.ledger.get_mut(id) {
+                    // The restart was its pause.
+                    task.retry_at = None;
+                }
             }
         }
     }

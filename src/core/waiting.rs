@@ -16,6 +16,10 @@ use super::pool::Worker;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Wait {
     Draining,
+    /// Its last attempt failed.
+    RetryPause {
+        retry_after: Duration,
+    },
     /// What memory lets start at this level, and what it is at.
     MemoryLevel {
         level: Level,
@@ -54,6 +58,7 @@ impl Wait {
     pub fn name(&self) -> &'static str {
         match self {
             Wait::Draining => "draining",
+            Wait::RetryPause { .. } => "retry_pause",
             Wait::MemoryLevel { .. } => "memory_level",
             Wait::Memory(_) => "memory",
             Wait::MemoryOfAnother { .. } => "memory_of_another",
@@ -72,6 +77,9 @@ impl fmt::Display for Wait {
         let seconds = |wait: &Duration| wait.as_secs_f64().ceil();
         match self {
             Wait::Draining => write!(f, "the daemon stops; it runs after the next start"),
+            Wait::RetryPause { retry_after } => {
+                write!(f, "its last attempt failed, and it is tried again in {} s", seconds(retry_after))
+            }
             Wait::MemoryLevel { level, cause } => {
                 let what = if *level >= Level::Critical { "critical tasks alone start" } else { "no heartbeat starts" };
                 write!(f, "{cause}, which is level {}, and {what}", level.name())
@@ -127,6 +135,9 @@ impl Core {
         let name = &agent.name;
         if self.draining.is_some() {
             return Wait::Draining;
+        }
+        if let Some(retry_after) = self.retry_pause(task.id) {
+            return Wait::RetryPause { retry_after };
         }
         if self.is_held_by_level(task) {
             let cause = self.governor.cause(&self.settings.memory);

@@ -36,6 +36,7 @@ pub struct Main {
     /// Rung with a command, for the usher, and when draining is over.
     pub bell: Arc<EventFd>,
     pub max_body: Arc<AtomicU64>,
+    pub min_free_disk: Arc<AtomicU64>,
     pub submit_rate: Arc<AtomicU32>,
 }
 
@@ -133,6 +134,7 @@ impl Main {
     fn apply(&self, report: &config::ReloadReport) {
         logger::set_level(self.config.daemon.log_level);
         self.max_body.store(settings::mb(self.config.gateway.max_body_mb), Ordering::Relaxed);
+        self.min_free_disk.store(settings::mb(self.config.spool.min_free_mb), Ordering::Relaxed);
         self.submit_rate.store(self.config.gateway.submit_rate_per_s, Ordering::Relaxed);
         self.monitor.send(memory::Message::Settings(settings::monitor_settings(&self.config)));
         let settings = Some(Box::new(settings::settings(&self.config)));

@@ -76,6 +76,7 @@ pub fn run(options: &Options, loaded: Loaded) -> Result<(), StartError> {
     let Loaded { config, warnings, origins } = loaded;
     drop(origins);
     sys::footprint::keep_small();
+    sys::limits::outlive_file_size();
     let inherited = sys::inherited::take().map_err(system("take over the sockets of LISTEN_FDS"))?;
     // Why: before any thread and before memory is in use; the guardian keeps the pages there are now.
     let guardian = worker::guardian::start().map_err(system("start the guardian process"))?;
@@ -151,6 +152,7 @@ fn start(
     let metrics = Arc::new(crate::metrics::HttpMetrics::default());
     let request_ids = Arc::new(RequestIds::new());
     let max_body = Arc::new(AtomicU64::new(settings::mb(config.gateway.max_body_mb)));
+    let min_free_disk = Arc::new(AtomicU64::new(settings::mb(config.spool.min_free_mb)));
     let submit_rate = Arc::new(AtomicU32::new(config.gateway.submit_rate_per_s));
 
     let groups = cgroups.groups();
@@ -201,7 +203,9 @@ fn start(
     };
     let enforcement =
         Enforcement { psi: monitor.hears_stalls(), urgency: sys::priority::possible_urgency(), ..enforcement };
-    let scheduler = Scheduler::new(core, actions, spool, ports, clock, status.clone()).with_enforcement(enforcement);
+    let scheduler = Scheduler::new(core, actions, spool, ports, clock, status.clone())
+        .with_enforcement(enforcement)
+        .with_reserve(min_free_disk.clone());
     let door_settings = DoorSettings {
         max_connections,
         head_timeout: settings::ms(config.gateway.head_timeout_ms),
@@ -282,6 +286,7 @@ fn start(
         usher,
         bell: main_bell,
         max_body,
+        min_free_disk,
         submit_rate,
     };
     Ok(Started { main, threads, _pid_file: pid_file })

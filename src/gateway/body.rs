@@ -9,7 +9,7 @@ use super::conn::Conn;
 use crate::core::ids::TaskId;
 use crate::core::limits::INLINE_PAYLOAD_MAX;
 use crate::core::task::Payload;
-use crate::spool::Files;
+use crate::spool::{Files, advice};
 use crate::sys::clock::Clock;
 use crate::sys::socket::wait_readable;
 
@@ -96,7 +96,11 @@ impl<'a> Body<'a> {
             let count = self.read(&mut buffer).map_err(|error| self.unread(&error))?;
             file.write_all(&buffer[..count]).map_err(|error| unstored(&error))?;
         }
-        file.commit().map_err(|error| unstored(&error))?;
+        file.commit().map_err(|error| {
+            // It may have its name already, and not be safe under it.
+            files.remove_inputs(task);
+            unstored(&error)
+        })?;
         Ok(Payload::File { bytes })
     }
 
@@ -177,6 +181,6 @@ impl Read for Body<'_> {
 }
 
 pub fn unstored(error: &io::Error) -> Problem {
-    let message = format!("the payload cannot be stored: {error}; make room in daemon.state_dir");
+    let message = format!("the payload cannot be stored: {error}; {}", advice(error));
     Problem { retry_after_s: Some(10), ..Problem::new(503, "storage_full", message) }
 }

@@ -26,7 +26,7 @@ use super::upload::{SMALL_BODY_MAX, Upload};
 use crate::core::event::BreakerRequest;
 use crate::metrics::{HttpMetrics, Route};
 use crate::scheduler::board::HealthBoard;
-use crate::scheduler::call::{Answer, Call, Follow, Reply as SchedulerReply, Request};
+use crate::scheduler::call::{Answer, Call, Follow, Reply as SchedulerReply, Request, StorageStatus};
 use crate::spool::{Files, TaskIds};
 use crate::sys::clock::Clock;
 use crate::sys::epoll::{Epoll, Interest};
@@ -209,7 +209,10 @@ impl Handler {
                     Target::Status(part) => (Request::Status, Plan::Status(part)),
                     Target::Health { live: true } => (Request::Ping, Plan::Plain),
                     Target::Health { live: false } => match self.shared.board.read(exchange.started) {
-                        Some(health) => return Ok(Asked::Nobody(render::health(&health, None))),
+                        Some((health, free_bytes)) => {
+                            let storage = StorageStatus { free_bytes, error: None };
+                            return Ok(Asked::Nobody(render::health(&health, &storage)));
+                        }
                         None => (Request::Health, Plan::Plain),
                     },
                     Target::Metrics => (Request::Scrape, Plan::Metrics),

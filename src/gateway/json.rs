@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::core::admission::DRAIN_RETRY;
+use crate::core::attempts::Attempt;
 use crate::core::breaker::BreakerView;
 use crate::core::governor::{DaemonMemory, Level};
 use crate::core::ids::IncidentId;
@@ -13,7 +14,7 @@ use crate::core::notice::{Field, Notice, Severity};
 use crate::core::settings::{AgentMode, Mode, Runtime};
 use crate::core::task::{Failure, Outcome, Priority, ResultPlace, TaskState};
 use crate::core::view::{AgentView, HealthView, QueueView, ScheduleView, Snapshot, WorkersView};
-use crate::scheduler::call::{Decision, Status, StreamItem, StreamLine, Why};
+use crate::scheduler::call::{Decision, Status, StorageStatus, StreamItem, StreamLine, Why};
 use crate::scheduler::history::SLOT;
 
 /// A result nested deeper than this is not shown in the task object: handlers have small stacks.
@@ -42,6 +43,9 @@ pub fn task(view: &TaskView) -> Value {
     put(&mut object, "startedAt", view.started_ms.map(time));
     put(&mut object, "finishedAt", view.finished_ms.map(time));
     put(&mut object, "attempt", Some(view.attempt));
+    if !view.attempts.is_empty() {
+        object.insert("attempts".to_string(), view.attempts.iter().map(attempt).collect());
+    }
     put(&mut object, "maxRetries", Some(view.max_retries));
     put(&mut object, "preemptions", Some(view.preemptions));
     if let Some(progress) = &view.progress {
@@ -70,6 +74,16 @@ pub fn task(view: &TaskView) -> Value {
         Some(Outcome::Failed(failure)) => put(&mut object, "error", Some(self::failure(failure))),
         Some(Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted) | None => {}
     }
+    Value::Object(object)
+}
+
+fn attempt(attempt: &Attempt) -> Value {
+    let mut object = Map::new();
+    put(&mut object, "attempt", Some(attempt.attempt));
+    put(&mut object, "startedAt", attempt.started_ms.map(time));
+    put(&mut object, "endedAt", Some(time(attempt.ended_ms)));
+    put(&mut object, "code", Some(attempt.code.name()));
+    put(&mut object, "message", Some(&*attempt.message));
     Value::Object(object)
 }
 
@@ -143,10 +157,16 @@ pub fn status(status: &Status) -> Value {
             "rolloutPercent": snapshot.features.rollout_percent,
         },
     });
-    if let Some(error) = &status.storage_error {
-        object["storage"] = json!({ "error": error });
-    }
+    object["storage"] = storage(&status.storage);
     object
+}
+
+fn storage(storage: &StorageStatus) -> Value {
+    let mut object = Map::new();
+    put(&mut object, "ok", Some(storage.error.is_none()));
+    put(&mut object, "freeBytes", storage.free_bytes);
+    put(&mut object, "error", storage.error.as_deref());
+    Value::Object(object)
 }
 
 pub fn memory(status: &Status) -> Value {
@@ -296,7 +316,7 @@ pub fn agents(agents: &[AgentView]) -> Value {
 }
 
 /// The health object and its HTTP status.
-pub fn health(health: &HealthView, storage_error: Option<&str>) -> (u16, Value) {
+pub fn health(health: &HealthView, storage_status: &StorageStatus) -> (u16, Value) {
     let (code, name) = if health.is_draining {
         (503, "draining")
     } else {
@@ -323,9 +343,7 @@ pub fn health(health: &HealthView, storage_error: Option<&str>) -> (u16, Value) 
         let wait = if health.is_draining { DRAIN_RETRY } else { health.retry_after };
         object["retryAfterS"] = json!(wait.as_secs().max(1));
     }
-    if let Some(error) = storage_error {
-        object["storage"] = json!({ "error": error });
-    }
+    object["storage"] = storage(storage_status);
     (code, object)
 }
 

@@ -14,7 +14,7 @@ use crate::core::refusal::Refusal;
 use crate::core::task::{Outcome, ResultPlace, ResultRef};
 use crate::core::view::{HealthView, Snapshot};
 use crate::metrics::{HttpMetrics, Metrics, exposition};
-use crate::scheduler::call::{Answer, Follow, Status};
+use crate::scheduler::call::{Answer, Follow, Status, StorageStatus};
 use crate::spool::Files;
 use crate::sys;
 
@@ -48,7 +48,7 @@ pub fn render(plan: Plan, answer: Answer, files: &Files) -> Rendered {
             Reply::json(200, &json!({ "tasks": views.iter().map(json::task).collect::<Vec<_>>() }))
         }
         (_, Answer::Overview(status, decisions)) => page::reply(&status, &decisions),
-        (_, Answer::Health { health: view, storage_error }) => health(&view, storage_error.as_deref()),
+        (_, Answer::Health { health: view, storage }) => health(&view, &storage),
         (Plan::Status(part), Answer::Status(status)) => status_part(part, &status),
         (_, Answer::Status(status)) => status_part(Part::All, &status),
         (_, Answer::Pong) => Reply::json(200, &json!({ "status": "live" })),
@@ -183,8 +183,8 @@ fn breaker(answer: &BreakerAnswer, name: &str, view: Option<serde_json::Value>) 
     }
 }
 
-pub fn health(health: &HealthView, storage_error: Option<&str>) -> Reply {
-    let (code, object) = json::health(health, storage_error);
+pub fn health(health: &HealthView, storage: &StorageStatus) -> Reply {
+    let (code, object) = json::health(health, storage);
     let retry_after = object["retryAfterS"].as_u64();
     let reply = Reply::json(code, &object);
     match retry_after {

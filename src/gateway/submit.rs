@@ -139,7 +139,10 @@ pub fn raw_payload(kind: PayloadKind, body: &mut Body<'_>, task: TaskId, files: 
         let checked: Result<IgnoredAny, _> = match &payload {
             Payload::Inline(bytes) => serde_json::from_slice(bytes),
             Payload::File { .. } => {
-                let file = files.open_payload(task).map_err(|error| unstored(&error))?;
+                let file = files.open_payload(task).map_err(|error| {
+                    files.remove_inputs(task);
+                    unstored(&error)
+                })?;
                 serde_json::from_reader(BufReader::with_capacity(16 * 1024, file))
             }
         };
@@ -188,7 +191,10 @@ fn store(payload: &[u8], task: TaskId, files: &Files) -> Result<Payload, Problem
         file.write_all(payload)?;
         file.commit()
     });
-    written.map(|()| Payload::File { bytes: payload.len() as u64 }).map_err(|error| unstored(&error))
+    written.map(|()| Payload::File { bytes: payload.len() as u64 }).map_err(|error| {
+        files.remove_inputs(task);
+        unstored(&error)
+    })
 }
 
 fn priority(text: &str) -> Result<Priority, Problem> {

@@ -24,6 +24,7 @@ pub fn exposition(
     page.workers(metrics, snapshot);
     page.out_of_memory(metrics);
     page.queue_and_tasks(metrics, snapshot);
+    page.storage(metrics);
     page.breakers(metrics, snapshot);
     page.http(http, connections);
     page.daemon(metrics, process);
@@ -177,6 +178,16 @@ impl Page {
         self.family("kurultai_task_wait_seconds", "histogram", "From acceptance to start.");
         for (agent, counts) in &metrics.agents {
             self.histogram("kurultai_task_wait_seconds", agent, &counts.wait_seconds);
+        }
+    }
+
+    fn storage(&mut self, metrics: &Metrics) {
+        let name = "kurultai_storage_ok";
+        self.gauge(name, "1, or 0 while new tasks are refused for want of disk.", usize::from(metrics.is_storage_ok));
+        let name = "kurultai_storage_free_bytes";
+        self.family(name, "gauge", "What is free on the disk of daemon.state_dir.");
+        if let Some(bytes) = metrics.storage_free_bytes {
+            self.value(name, &[], bytes as f64);
         }
     }
 

@@ -36,6 +36,8 @@ pub struct Metrics {
     crossings: BTreeMap<(Level, Direction), u64>,
     transitions: BTreeMap<(Arc<str>, &'static str), u64>,
     reloads: [u64; 2],
+    storage_free_bytes: Option<u64>,
+    is_storage_ok: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +94,10 @@ impl Metrics {
         self.memory_samples += 1;
     }
 
+    pub fn note_storage(&mut self, free_bytes: Option<u64>, is_ok: bool) {
+        (self.storage_free_bytes, self.is_storage_ok) = (free_bytes, is_ok);
+    }
+
     pub fn note_reload(&mut self, worked: bool) {
         self.reloads[usize::from(worked)] += 1;
     }
@@ -132,6 +138,8 @@ impl Metrics {
             | Notice::TaskCancelled { .. }
             | Notice::WorkerKilled { .. }
             | Notice::WorkerSoftLimit { .. }
+            | Notice::StorageFull { .. }
+            | Notice::StorageCleared { .. }
             | Notice::ConfigReloaded { .. }
             | Notice::ConfigRejected { .. }
             | Notice::AgentUnavailable { .. } => {}

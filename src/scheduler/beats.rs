@@ -7,11 +7,21 @@ use super::{NOBODY, Scheduler};
 use crate::core::event::Event;
 use crate::core::ids::TaskId;
 use crate::core::limits;
+use crate::core::notice::Notice;
 use crate::core::settings::ScheduleSettings;
 use crate::core::task::{Payload, PayloadKind, TaskSpec};
 
 impl<W: Send + 'static> Scheduler<W> {
     pub(super) fn beat(&mut self, schedule: &ScheduleSettings) {
+        if schedule.skippable && self.storage_refusal().is_some() {
+            return self.note(Notice::HeartbeatSkipped {
+                schedule: Some(schedule.name.clone()),
+                task: None,
+                agent: schedule.agent.clone(),
+                text: "the disk is full",
+                incident: None,
+            });
+        }
         let agent = self.core.settings().agents.get(&schedule.agent);
         let task = self.ids.take();
         let spec = Box::new(TaskSpec {

@@ -13,7 +13,10 @@ use crate::core::view::HealthView;
 /// How long a copy may stand for the scheduler's own answer.
 const GOOD_FOR: Duration = Duration::from_millis(100);
 
-const WORDS: usize = 9;
+const WORDS: usize = 10;
+
+/// Stands for figures that the system does not tell.
+const UNKNOWN: u64 = u64::MAX;
 
 /// Empty while there is more to say than that work is taken: then the scheduler is to be asked.
 #[derive(Debug, Default)]
@@ -24,9 +27,9 @@ pub struct HealthBoard {
 }
 
 impl HealthBoard {
-    /// By the scheduler alone.
-    pub(super) fn publish(&self, now: Duration, health: Option<&HealthView>) {
-        let words = health.and_then(|health| encode(now, health)).unwrap_or_default();
+    /// By the scheduler alone. With the free bytes of the disk, if they are known.
+    pub(super) fn publish(&self, now: Duration, health: Option<&(HealthView, Option<u64>)>) {
+        let words = health.and_then(|(health, free_bytes)| encode(now, health, *free_bytes)).unwrap_or_default();
         let version = self.version.load(Ordering::Relaxed);
         self.version.store(version.wrapping_add(1), Ordering::Relaxed);
         // INVARIANT: the odd version is seen before any of the words, and all of them before the even one.
@@ -38,7 +41,7 @@ impl HealthBoard {
     }
 
     /// `None`: ask the scheduler.
-    pub fn read(&self, now: Duration) -> Option<HealthView> {
+    pub fn read(&self, now: Duration) -> Option<(HealthView, Option<u64>)> {
         let before = self.version.load(Ordering::Acquire);
         let mut words = [0; WORDS];
         for (word, place) in words.iter_mut().zip(&self.words) {
@@ -51,7 +54,7 @@ impl HealthBoard {
 }
 
 /// A copy that was not made since the start has the moment 0, and level 0 is none.
-fn encode(now: Duration, health: &HealthView) -> Option<[u64; WORDS]> {
+fn encode(now: Duration, health: &HealthView, free_bytes: Option<u64>) -> Option<[u64; WORDS]> {
     if health.is_draining {
         return None;
     }
@@ -71,11 +74,12 @@ fn encode(now: Duration, health: &HealthView) -> Option<[u64; WORDS]> {
         health.workers_idle as u64,
         health.workers_max as u64,
         health.breakers_open as u64,
+        free_bytes.unwrap_or(UNKNOWN),
     ])
 }
 
-fn decode(now: Duration, words: [u64; WORDS]) -> Option<HealthView> {
-    let [at, level, pressure, depth, max_depth, active, idle, max, open] = words;
+fn decode(now: Duration, words: [u64; WORDS]) -> Option<(HealthView, Option<u64>)> {
+    let [at, level, pressure, depth, max_depth, active, idle, max, open, free_bytes] = words;
     let level = match level {
         1 => Level::Normal,
         2 => Level::Warning,
@@ -83,7 +87,7 @@ fn decode(now: Duration, words: [u64; WORDS]) -> Option<HealthView> {
         _ => return None,
     };
     let count = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
-    (now.saturating_sub(Duration::from_micros(at)) < GOOD_FOR).then(|| HealthView {
+    let view = || HealthView {
         is_draining: false,
         level,
         is_governed: true,
@@ -95,7 +99,9 @@ fn decode(now: Duration, words: [u64; WORDS]) -> Option<HealthView> {
         workers_max: count(max),
         breakers_open: count(open),
         retry_after: Duration::ZERO,
-    })
+    };
+    let is_new = now.saturating_sub(Duration::from_micros(at)) < GOOD_FOR;
+    is_new.then(|| (view(), (free_bytes != UNKNOWN).then_some(free_bytes)))
 }
 
 #[cfg(test)]
@@ -125,8 +131,10 @@ mod tests {
     fn a_copy_is_as_it_was_written_and_good_for_a_moment() {
         let (board, at) = (HealthBoard::default(), Duration::from_secs(7));
         assert_eq!(board.read(Duration::ZERO), None, "nothing was written");
-        board.publish(at, Some(&health(3)));
-        assert_eq!(board.read(at), Some(health(3)));
+        for free_bytes in [Some(7), None] {
+            board.publish(at, Some(&(health(3), free_bytes)));
+            assert_eq!(board.read(at), Some((health(3), free_bytes)));
+        }
         assert_eq!(board.read(at + GOOD_FOR), None, "too old");
         board.publish(at, None);
         assert_eq!(board.read(at), None);
@@ -140,7 +148,7 @@ mod tests {
             HealthView { level: Level::Reject, ..health(1) },
             HealthView { level: Level::Emergency, ..health(1) },
         ] {
-            board.publish(at, Some(&refusing));
+            board.publish(at, Some(&(refusing, None)));
             assert_eq!(board.read(at), None, "{refusing:?}");
         }
     }
@@ -153,7 +161,7 @@ mod tests {
             move || {
                 let mut seen = 0;
                 while !is_over.load(Ordering::Relaxed) || seen == 0 {
-                    if let Some(view) = board.read(Duration::ZERO) {
+                    if let Some((view, _)) = board.read(Duration::ZERO) {
                         assert_eq!(view, health(view.queue_depth));
                         seen += 1;
                     }
@@ -162,7 +170,7 @@ mod tests {
         };
         let reader = std::thread::Builder::new().spawn(reader).expect("a thread starts");
         for number in 0..200_000 {
-            board.publish(Duration::ZERO, Some(&health(number)));
+            board.publish(Duration::ZERO, Some(&(health(number), None)));
         }
         is_over.store(true, Ordering::Relaxed);
         reader.join().expect("the reader saw nothing odd");

@@ -135,7 +135,7 @@ pub enum Answer {
     Overview(Box<Status>, Vec<Decision>),
     Health {
         health: HealthView,
-        storage_error: Option<String>,
+        storage: StorageStatus,
     },
     Scrape(Box<(Metrics, Snapshot)>),
     Decisions(Vec<Decision>),
@@ -160,9 +160,18 @@ pub struct Status {
     pub snapshot: Snapshot,
     pub config: ConfigStatus,
     pub uptime: Duration,
-    pub storage_error: Option<String>,
+    pub storage: StorageStatus,
     pub enforcement: Arc<Enforcement>,
     pub history: Peaks,
+}
+
+/// How the disk of `daemon.state_dir` stands.
+#[derive(Debug, Clone, Default)]
+pub struct StorageStatus {
+    /// `None`: the system does not tell.
+    pub free_bytes: Option<u64>,
+    /// Why submissions are refused.
+    pub error: Option<String>,
 }
 
 /// What holds a worker's limits on this host, as it was found at the start.

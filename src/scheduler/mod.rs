@@ -17,6 +17,7 @@ mod watch;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, at, never, select_biased};
@@ -35,8 +36,10 @@ use crate::worker::SupervisorHandle;
 use board::HealthBoard;
 use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply, Request, Status, Why};
 use history::History;
+use storage::Storage;
 pub use streams::StreamPort;
 use streams::Streams;
+use sync::SyncFailed;
 pub use sync::{SyncThread, Syncer};
 use waiting::{Gone, Waiting};
 pub use watch::Watch;
@@ -92,7 +95,9 @@ pub struct Scheduler<W> {
     caller: Option<Caller<W>>,
     /// Actions of this turn, performed together: one write for all their records.
     actions: Vec<Action>,
-    storage: Option<storage::Trouble>,
+    storage: Storage,
+    /// The journal could not be synced.
+    sync_failed_rx: Receiver<SyncFailed>,
     is_stopping: bool,
 }
 
@@ -120,11 +125,14 @@ impl<W: Send + 'static> Scheduler<W> {
         let mut metrics = Metrics::default();
         let gone = Gone::new(ports.calls_rx.capacity().unwrap_or_default());
         metrics.know_agents(core.settings().agents.keys());
+        let storage = Storage::new(spool.root().to_path_buf());
         Scheduler {
             core,
             files: spool.files(),
             ids: spool.ids(),
             spool,
+            storage,
+            sync_failed_rx: ports.syncer.as_ref().map_or_else(never, |syncer| syncer.failed_rx.clone()),
             streams: Streams::new(ports.streams.clone()),
             watching: Watching::new(ports.monitor.clone()),
             ports,
@@ -139,7 +147,6 @@ impl<W: Send + 'static> Scheduler<W> {
             gone,
             caller: None,
             actions,
-            storage: None,
             is_stopping: false,
         }
     }
@@ -153,6 +160,12 @@ impl<W: Send + 'static> Scheduler<W> {
     /// Kept up to date with every event.
     pub fn board(&self) -> Arc<HealthBoard> {
         self.board.clone()
+    }
+
+    /// Submissions leave this much of the disk, in bytes, to what runs.
+    pub fn with_reserve(mut self, min_free: Arc<AtomicU64>) -> Self {
+        self.storage.reserve(min_free);
+        self
     }
 
     /// Runs until [`Control::Stop`], or until nobody can send any more.
@@ -171,9 +184,7 @@ impl<W: Send + 'static> Scheduler<W> {
             }
         }
         self.dismiss_waiting();
-        if let Some(syncer) = &self.ports.syncer {
-            syncer.flush();
-        }
+        self.settle_journal();
     }
 
     /// Takes what has come on each lane, the urgent ones first. Tells if there was anything.
@@ -181,6 +192,10 @@ impl<W: Send + 'static> Scheduler<W> {
         let mut taken = 0;
         while let Ok(control) = self.ports.control_rx.try_recv() {
             self.control(control);
+            taken += 1;
+        }
+        while let Ok(failed) = self.sync_failed_rx.try_recv() {
+            self.sync_failed(failed);
             taken += 1;
         }
         for _ in 0..TURN_MAX {
@@ -207,6 +222,11 @@ impl<W: Send + 'static> Scheduler<W> {
                 Ok(control) => self.control(control),
                 Err(_) => return false,
             },
+            recv(self.sync_failed_rx) -> failed => match failed {
+                Ok(failed) => self.sync_failed(failed),
+                // The thread is gone, and another end of it is told elsewhere.
+                Err(_) => self.sync_failed_rx = never(),
+            },
             recv(self.ports.reports_rx) -> report => match report {
                 Ok(report) => self.report(report),
                 Err(_) => return false,
@@ -222,8 +242,7 @@ impl<W: Send + 'static> Scheduler<W> {
 
     fn next_wake(&self) -> Option<Duration> {
         let waiting = self.waiting.iter().map(|waiting| waiting.until).min();
-        let storage = self.storage.as_ref().map(|trouble| trouble.retry_at);
-        [self.core.next_deadline(), waiting, storage].into_iter().flatten().min()
+        [self.core.next_deadline(), waiting, self.storage.next_wake()].into_iter().flatten().min()
     }
 
     fn is_due(&self) -> bool {
@@ -283,9 +302,9 @@ impl<W: Send + 'static> Scheduler<W> {
         let mut caller = Caller { from, waiter, wait: None, breaker: None, task: None };
         let event = match request {
             Request::Submit { task, draft, wait } => {
-                if let Some(trouble) = &self.storage {
-                    let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };
+                if let Some(answer) = self.storage_refusal() {
                     self.files.remove_inputs(task);
+                    self.note_refused_for_storage(*draft, &answer);
                     return self.reply(caller.waiter, answer);
                 }
                 caller.wait = wait;
@@ -314,6 +333,9 @@ impl<W: Send + 'static> Scheduler<W> {
             | Request::Decisions { .. }
             | Request::Why { .. }
             | Request::Ping) => {
+                if matches!(query, Request::Status | Request::Overview { .. } | Request::Health | Request::Scrape) {
+                    self.look_at_storage();
+                }
                 let answer = self.query(query);
                 return self.reply(caller.waiter, answer);
             }
@@ -333,8 +355,7 @@ impl<W: Send + 'static> Scheduler<W> {
             }
             Request::Health => {
                 self.publish_health();
-                let storage_error = self.storage.as_ref().map(|trouble| trouble.error.clone());
-                Answer::Health { health: self.core.health(), storage_error }
+                Answer::Health { health: self.core.health(), storage: self.storage.status() }
             }
             Request::Scrape => Answer::Scrape(Box::new((self.metrics.clone(), self.core.snapshot(self.now())))),
             Request::Decisions { limit } => Answer::Decisions(self.last_decisions(limit)),
@@ -357,7 +378,7 @@ impl<W: Send + 'static> Scheduler<W> {
             snapshot: self.core.snapshot(now),
             config: self.config.clone(),
             uptime: now.at,
-            storage_error: self.storage.as_ref().map(|trouble| trouble.error.clone()),
+            storage: self.storage.status(),
             enforcement: self.enforcement.clone(),
             history: self.history.peaks(now.at),
         }
@@ -375,7 +396,7 @@ impl<W: Send + 'static> Scheduler<W> {
         while !self.actions.is_empty() {
             let actions = std::mem::take(&mut self.actions);
             let has_records = self.write_records(&actions);
-            if self.storage.is_some() {
+            if self.unwritten().is_some() {
                 self.publish_health();
             }
             let results = storage::result_files(&actions);
@@ -400,8 +421,9 @@ impl<W: Send + 'static> Scheduler<W> {
         }
     }
 
-    fn publish_health(&self) {
-        let health = self.storage.is_none().then(|| self.core.health());
+    pub(super) fn publish_health(&self) {
+        let storage = self.storage.status();
+        let health = storage.error.is_none().then(|| (self.core.health(), storage.free_bytes));
         self.board.publish(self.clock.now(), health.as_ref());
     }
 
@@ -462,9 +484,8 @@ impl<W: Send + 'static> Scheduler<W> {
         if is_duplicate && let Some(unused) = caller.task {
             self.files.remove_inputs(unused);
         }
-        if let Some(trouble) = self.storage.as_ref().filter(|_| !is_duplicate) {
+        if let Some(answer) = self.unwritten().filter(|_| !is_duplicate) {
             // Why: it was taken in memory and could not be written: it must not run after the client heard no.
-            let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };
             self.step(Event::CancelRequested { ticket: NOBODY, task });
             return Some(Reply { waiter: caller.waiter, answer });
         }

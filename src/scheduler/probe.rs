@@ -2,7 +2,6 @@
 
 use super::Scheduler;
 use super::call::{Answer, Draft};
-use super::storage;
 use crate::core::admission::DRAIN_RETRY;
 use crate::core::event::Event;
 use crate::core::ids::TaskId;
@@ -13,8 +12,11 @@ impl<W: Send + 'static> Scheduler<W> {
     /// A refusal counts and is told as one, for the submission itself will not come; but not that of an envelope, of which
     /// nobody knows yet for which agent it is.
     pub(super) fn probe(&mut self, task: TaskId, draft: Option<Box<Draft>>) -> Answer {
-        if let Some(trouble) = &self.storage {
-            return Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };
+        if let Some(answer) = self.storage_refusal() {
+            if let Some(draft) = draft {
+                self.note_refused_for_storage(*draft, &answer);
+            }
+            return answer;
         }
         // Why: what refuses may have passed since the core last heard of the time.
         self.step(Event::DeadlinePassed);
@@ -39,6 +41,13 @@ impl<W: Send + 'static> Scheduler<W> {
                 });
                 Answer::Refused(refusal)
             }
+        }
+    }
+
+    pub(super) fn note_refused_for_storage(&mut self, draft: Draft, answer: &Answer) {
+        if let Answer::StorageFull { error, .. } = answer {
+            let (agent, request) = (draft.agent, draft.request_id);
+            self.note(Notice::TaskRejected { agent, code: "storage_full", text: error.clone(), request });
         }
     }
 }

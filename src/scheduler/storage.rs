@@ -1,20 +1,105 @@
-//! The journal's side of the scheduler: records before answers, and what happens when they cannot be written.
+//! The journal's side of the scheduler: records before answers, what happens when they cannot be written, and the reserve
+//! that lets what runs come to its end on a disk that is nearly full.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Scheduler;
-use crate::core::event::{Action, Record};
+use super::call::{Answer, StorageStatus};
+use super::sync::SyncFailed;
+use crate::core::event::{Action, Event, Record};
 use crate::core::ids::TaskId;
 use crate::core::ledger::FinishedTask;
 use crate::core::limits;
+use crate::core::notice::Notice;
 use crate::core::task::{Outcome, ResultPlace};
+use crate::sys;
 
-/// After a failed write, the whole journal is written anew at this interval until that works.
+/// After a failed write, the whole journal is written anew at this interval until that works; and while the reserve is
+/// touched, the disk is looked at.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 
-pub(super) struct Trouble {
-    pub error: String,
-    pub retry_at: Duration,
+/// Of two submissions within this time the second goes by what the first found.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How the disk of `daemon.state_dir` stands.
+#[derive(Debug)]
+pub(super) struct Storage {
+    root: PathBuf,
+    /// The reserve, `spool.min_free_mb` in bytes; a reload changes it.
+    min_free: Arc<AtomicU64>,
+    looked_at: Option<Duration>,
+    free_bytes: Option<u64>,
+    /// Why the journal cannot be written. Nothing is appended while this is there.
+    journal: Option<Trouble>,
+    /// What is free has gone into the reserve.
+    low: Option<String>,
+    /// Somebody was told that submissions are refused.
+    is_told: bool,
+}
+
+#[derive(Debug)]
+struct Trouble {
+    error: String,
+    retry_at: Duration,
+}
+
+impl Storage {
+    pub(super) fn new(root: PathBuf) -> Storage {
+        let min_free = Arc::default();
+        Storage { root, min_free, looked_at: None, free_bytes: None, journal: None, low: None, is_told: false }
+    }
+
+    pub(super) fn reserve(&mut self, min_free: Arc<AtomicU64>) {
+        self.min_free = min_free;
+    }
+
+    pub(super) fn status(&self) -> StorageStatus {
+        StorageStatus { free_bytes: self.free_bytes, error: self.error().map(str::to_string) }
+    }
+
+    /// When something is to be tried again.
+    pub(super) fn next_wake(&self) -> Option<Duration> {
+        let look_at = self.looked_at.filter(|_| self.low.is_some()).map(|at| at + RETRY);
+        self.journal.as_ref().map(|trouble| trouble.retry_at).into_iter().chain(look_at).min()
+    }
+
+    fn error(&self) -> Option<&str> {
+        self.journal.as_ref().map(|trouble| &*trouble.error).or(self.low.as_deref())
+    }
+
+    fn look(&mut self, now: Duration) {
+        if self.looked_at.is_some_and(|at| now < at + LOOK_EVERY) {
+            return;
+        }
+        self.looked_at = Some(now);
+        match sys::file::free_bytes(&self.root) {
+            Ok(free) => {
+                self.free_bytes = Some(free);
+                self.low = self.shortage(free);
+            }
+            Err(error) => {
+                log::debug!("cannot tell how much of {} is free: {error}", self.root.display());
+                self.free_bytes = None;
+            }
+        }
+    }
+
+    /// It begins below the reserve, and ends an eighth above it, so that it does not come and go with every task.
+    fn shortage(&self, free: u64) -> Option<String> {
+        let min_free = self.min_free.load(Ordering::Relaxed);
+        let enough = if self.low.is_some() { min_free + min_free / 8 } else { min_free };
+        (free < enough).then(|| {
+            format!(
+                "{} has {} MiB free, with spool.min_free_mb = {} kept for the tasks that run: make room there, or lower it",
+                self.root.display(),
+                free >> 20,
+                min_free >> 20
+            )
+        })
+    }
 }
 
 impl<W: Send + 'static> Scheduler<W> {
@@ -41,24 +126,64 @@ impl<W: Send + 'static> Scheduler<W> {
             | Action::Drained => None,
         });
         let Some(first) = records.next() else { return false };
-        if self.storage.is_some() {
+        if self.storage.journal.is_some() {
             // The rewrite that ends the trouble writes everything that is known then.
             return false;
         }
         if let Err(error) = self.spool.append(std::iter::once(first).chain(records)) {
-            self.storage_failed(error.to_string());
+            self.journal_failed(error.to_string());
         }
         true
     }
 
-    pub(super) fn storage_failed(&mut self, error: String) {
-        log::error!("{error}; new tasks are refused until the journal can be written again");
-        self.storage = Some(Trouble { error, retry_at: self.clock.now() + RETRY });
+    fn journal_failed(&mut self, error: String) {
+        self.storage.journal = Some(Trouble { error, retry_at: self.clock.now() + RETRY });
+        self.storage.looked_at = None;
+        self.look_at_storage();
+    }
+
+    /// Why a submission cannot be kept, if that is so. Submissions that come thick and fast cost no system call each.
+    pub(super) fn storage_refusal(&mut self) -> Option<Answer> {
+        self.look_at_storage();
+        self.storage.error().map(|error| Answer::StorageFull { error: error.to_string(), retry_after: RETRY })
+    }
+
+    /// What has just been taken in memory and could not be written.
+    pub(super) fn unwritten(&self) -> Option<Answer> {
+        let trouble = self.storage.journal.as_ref()?;
+        Some(Answer::StorageFull { error: trouble.error.clone(), retry_after: RETRY })
+    }
+
+    /// Takes a new reading if the last one is old, and tells once when refusing begins and once when it ends.
+    pub(super) fn look_at_storage(&mut self) {
+        self.storage.look(self.clock.now());
+        let StorageStatus { free_bytes, error } = self.storage.status();
+        self.metrics.note_storage(free_bytes, error.is_none());
+        // Before anybody is told: the board must not say otherwise.
+        let is_news = error.is_some() != self.storage.is_told;
+        match error {
+            Some(text) if !self.storage.is_told => {
+                self.storage.is_told = true;
+                self.note(Notice::StorageFull { text, free_bytes });
+            }
+            None if self.storage.is_told => {
+                self.storage.is_told = false;
+                self.note(Notice::StorageCleared { free_bytes });
+            }
+            Some(_) | None => {}
+        }
+        if is_news {
+            self.publish_health();
+        }
     }
 
     pub(super) fn retry_storage(&mut self) {
-        if self.storage.as_ref().is_some_and(|trouble| trouble.retry_at <= self.clock.now()) {
+        let now = self.clock.now();
+        if self.storage.journal.as_ref().is_some_and(|trouble| trouble.retry_at <= now) {
             self.rewrite_journal();
+        }
+        if self.storage.low.is_some() {
+            self.look_at_storage();
         }
     }
 
@@ -70,12 +195,33 @@ impl<W: Send + 'static> Scheduler<W> {
         });
         match rewritten {
             Ok(()) => {
-                if self.storage.take().is_some() {
-                    log::info!("the journal can be written again; new tasks are taken");
-                }
+                self.storage.journal = None;
+                self.look_at_storage();
             }
-            Err(error) => self.storage_failed(error.to_string()),
+            Err(error) => self.journal_failed(error.to_string()),
         }
+    }
+
+    /// What has been written is on the disk when this returns, or could not be brought there twice.
+    pub(super) fn settle_journal(&mut self) {
+        if let Some(syncer) = &self.ports.syncer {
+            syncer.flush();
+        }
+        if let Ok(failed) = self.sync_failed_rx.try_recv() {
+            self.sync_failed(failed);
+        }
+    }
+
+    /// The kernel may have dropped what it could not write, and another sync of the same file would not tell (fsync(2),
+    /// "Errors"; LWN "PostgreSQL's fsync() surprise"): the journal is written anew from memory. Those who were told no must
+    /// not have their tasks run.
+    pub(super) fn sync_failed(&mut self, failed: SyncFailed) {
+        self.journal_failed(failed.error);
+        for task in failed.refused {
+            self.step(Event::CancelRequested { ticket: super::NOBODY, task });
+        }
+        self.perform();
+        self.rewrite_journal();
     }
 }
 

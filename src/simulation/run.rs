@@ -350,6 +350,8 @@ impl Run<'_> {
             | Notice::AgentUnavailable { .. }
             | Notice::Circuit { .. }
             | Notice::WorkerSoftLimit { .. }
+            | Notice::StorageFull { .. }
+            | Notice::StorageCleared { .. }
             | Notice::ConfigReloaded { .. }
             | Notice::ConfigRejected { .. } => {}
         }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::core::attempts::Attempts;
 use crate::core::event::Record;
 use crate::core::ids::{AgentName, TaskId};
 use crate::core::ledger::FinishedTask;
@@ -36,6 +37,7 @@ impl Remembered {
                     preemptions: 0,
                     state: UnfinishedState::Queued,
                     has_checkpoint: false,
+                    attempts: Attempts::default(),
                 };
                 self.last_task = self.last_task.max(task.0);
                 let known = self.unfinished.insert(*task, unfinished).is_some() || self.finished.contains_key(task);
@@ -47,10 +49,11 @@ impl Remembered {
                 task.state = UnfinishedState::Running;
                 task.started_ms = task.started_ms.or(Some(*started_ms));
             }
-            Record::Returned { task, retries, memory_deaths, preemptions, preempted } => {
+            Record::Returned { task, retries, memory_deaths, preemptions, preempted, attempts } => {
                 let task = self.living(*task);
                 assert!(*retries >= task.retries && *preemptions >= task.preemptions, "{} counts back", task.id);
                 (task.retries, task.memory_deaths, task.preemptions) = (*retries, *memory_deaths, *preemptions);
+                task.attempts = attempts.clone();
                 task.state = if *preempted { UnfinishedState::Preempted } else { UnfinishedState::Returned };
             }
             Record::Finished(finished) => {

@@ -80,13 +80,15 @@ impl Files {
     pub fn write_checkpoint(&self, task: TaskId, checkpoint: &[u8], durable: bool) -> io::Result<()> {
         let target = self.checkpoint_path(task);
         let aside = target.with_extension("tmp");
-        let mut file = create(&aside)?;
-        file.write_all(checkpoint)?;
         let sync = durable && self.fsync;
-        if sync {
-            file.sync_data()?;
+        let written = create(&aside).and_then(|mut file| {
+            file.write_all(checkpoint)?;
+            if sync { file.sync_data() } else { Ok(()) }
+        });
+        if let Err(error) = written.and_then(|()| fs::rename(&aside, &target)) {
+            remove(&aside);
+            return Err(error);
         }
-        fs::rename(&aside, &target)?;
         if sync {
             sync_directory(&self.root.join(CHECKPOINTS))?;
         }

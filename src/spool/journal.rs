@@ -14,6 +14,11 @@ const NAME: &str = "journal";
 /// What could not be read, with its reason, for an operator to look at.
 const DAMAGED: &str = "journal.damaged";
 
+/// It is moved aside when it is longer than this, over the one moved before: a disk that damages every line does not fill up
+/// with copies of them.
+const DAMAGED_MAX: u64 = 1024 * 1024;
+const DAMAGED_BEFORE: &str = "journal.damaged.1";
+
 /// A line longer than any a daemon writes: a payload and a failure's texts are bounded.
 const LINE_MAX: u64 = 256 * 1024;
 
@@ -146,7 +151,11 @@ fn parse(line: &[u8]) -> Result<Line, String> {
 fn set_aside(root: &Path, line: &[u8], reason: &str) -> io::Result<()> {
     let path = root.join(DAMAGED);
     log::warn!("the journal has a damaged line ({reason}); it is kept in {}", path.display());
-    let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+    if file.metadata()?.len() > DAMAGED_MAX {
+        fs::rename(&path, root.join(DAMAGED_BEFORE))?;
+        file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+    }
     writeln!(file, "# {reason}")?;
     file.write_all(line)?;
     if !line.ends_with(b"\n") {

@@ -3,6 +3,7 @@
 //! Owns the state directory: its lock, journal, files, replay and retention. May import core's types. Must never know
 //! HTTP or threads.
 
+mod advice;
 mod files;
 mod journal;
 mod record;
@@ -23,6 +24,7 @@ use crossbeam::channel::bounded;
 use crate::core::event::Record;
 use crate::core::ids::TaskId;
 
+pub use advice::advice;
 pub use files::{Files, PayloadWriter};
 use journal::Journal;
 pub use replay::Restored;
@@ -35,7 +37,7 @@ const FORMAT: &str = "1";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
-    #[error("cannot {what} {}: {source}; check that it exists, has room and belongs to the daemon's user", .path.display())]
+    #[error("cannot {what} {}: {source}; {}", .path.display(), advice(.source))]
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{} is in use by another kurultaid: stop that one, or give this one its own daemon.state_dir", .path.display())]
     InUse { path: PathBuf },
@@ -89,6 +91,10 @@ impl Spool {
 
     pub fn files(&self) -> Files {
         self.files.clone()
+    }
+
+    pub fn root(&self) -> &Path {
+        self.files.root()
     }
 
     pub fn ids(&self) -> TaskIds {

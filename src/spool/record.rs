@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
+use crate::core::attempts::Attempt;
 use crate::core::event::Record;
 use crate::core::ids::{TaskId, WorkerId};
 use crate::core::ledger::FinishedTask;
@@ -39,6 +40,8 @@ pub(super) enum Line {
         memory_deaths: u32,
         preemptions: u32,
         preempted: bool,
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        attempts: Vec<Tried>,
     },
     Finished {
         task: u64,
@@ -54,9 +57,11 @@ pub(super) enum Line {
         peak_rss: Option<u64>,
         #[serde(skip_serializing_if = "Option::is_none", default)]
         worker: Option<u64>,
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        attempts: Vec<Tried>,
         end: End,
         #[serde(flatten)]
-        spec: Spec,
+        spec: Box<Spec>,
     },
     Footprint {
         agent: String,
@@ -65,6 +70,18 @@ pub(super) enum Line {
     Forgotten {
         task: u64,
     },
+}
+
+/// A failed attempt.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Tried {
+    attempt: u32,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    started: Option<u64>,
+    at: u64,
+    code: String,
+    message: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -137,12 +154,13 @@ impl Line {
                 Line::Accepted { task: task.0, at: *created_ms, spec: Spec::of(spec) }
             }
             Record::Started { task, started_ms } => Line::Started { task: task.0, at: *started_ms },
-            Record::Returned { task, retries, memory_deaths, preemptions, preempted } => Line::Returned {
+            Record::Returned { task, retries, memory_deaths, preemptions, preempted, attempts } => Line::Returned {
                 task: task.0,
                 retries: *retries,
                 memory_deaths: *memory_deaths,
                 preemptions: *preemptions,
                 preempted: *preempted,
+                attempts: attempts.iter().map(Tried::of).collect(),
             },
             Record::Footprint { agent, peak_bytes } => {
                 Line::Footprint { agent: agent.to_string(), peak_bytes: *peak_bytes }
@@ -157,8 +175,9 @@ impl Line {
                 run_us: task.run_time.map(|time| time.as_micros() as u64),
                 peak_rss: task.peak_rss_bytes,
                 worker: task.worker.map(|worker| worker.0),
+                attempts: task.attempts.iter().map(Tried::of).collect(),
                 end: End::of(&task.outcome),
-                spec: Spec::of(&task.spec),
+                spec: Box::new(Spec::of(&task.spec)),
             },
             Record::Forgotten { task } => Line::Forgotten { task: task.0 },
         }
@@ -171,9 +190,14 @@ impl Line {
                 Record::Accepted { task: TaskId(task), spec: Arc::new(spec.into_spec()?), created_ms: at }
             }
             Line::Started { task, at } => Record::Started { task: TaskId(task), started_ms: at },
-            Line::Returned { task, retries, memory_deaths, preemptions, preempted } => {
-                Record::Returned { task: TaskId(task), retries, memory_deaths, preemptions, preempted }
-            }
+            Line::Returned { task, retries, memory_deaths, preemptions, preempted, attempts } => Record::Returned {
+                task: TaskId(task),
+                retries,
+                memory_deaths,
+                preemptions,
+                preempted,
+                attempts: attempts.into_iter().map(Tried::into_attempt).collect::<Result<_, _>>()?,
+            },
             Line::Footprint { agent, peak_bytes } => Record::Footprint { agent: Arc::from(agent), peak_bytes },
             Line::Finished {
                 task,
@@ -185,6 +209,7 @@ impl Line {
                 run_us,
                 peak_rss,
                 worker,
+                attempts,
                 end,
                 spec,
             } => Record::Finished(Arc::new(FinishedTask {
@@ -198,11 +223,39 @@ impl Line {
                 run_time: run_us.map(Duration::from_micros),
                 peak_rss_bytes: peak_rss,
                 worker: worker.map(WorkerId),
+                attempts: attempts.into_iter().map(Tried::into_attempt).collect::<Result<_, _>>()?,
                 outcome: end.into_outcome()?,
             })),
             Line::Forgotten { task } => Record::Forgotten { task: TaskId(task) },
         }))
     }
+}
+
+impl Tried {
+    fn of(attempt: &Attempt) -> Tried {
+        Tried {
+            attempt: attempt.attempt,
+            started: attempt.started_ms,
+            at: attempt.ended_ms,
+            code: attempt.code.name().to_string(),
+            message: attempt.message.to_string(),
+        }
+    }
+
+    fn into_attempt(self) -> Result<Attempt, LineError> {
+        let Tried { attempt, started, at, code, message } = self;
+        Ok(Attempt {
+            attempt,
+            started_ms: started,
+            ended_ms: at,
+            code: failure_code(code)?,
+            message: message.into_boxed_str(),
+        })
+    }
+}
+
+fn failure_code(code: String) -> Result<FailureCode, LineError> {
+    FailureCode::ALL.into_iter().find(|known| known.name() == code).ok_or(LineError::FailureCode(code))
 }
 
 impl Spec {
@@ -297,8 +350,7 @@ impl End {
                 is_json: json,
             }),
             End::Failed { code, message, stack, exit_status, signal, stderr_tail } => {
-                let known = FailureCode::ALL.into_iter().find(|known| known.name() == code);
-                let code = known.ok_or(LineError::FailureCode(code))?;
+                let code = failure_code(code)?;
                 Outcome::Failed(Box::new(Failure { code, message, stack, exit_status, signal, stderr_tail }))
             }
             End::Cancelled => Outcome::Cancelled,

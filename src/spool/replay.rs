@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::files::Files;
+use crate::core::attempts::Attempts;
 use crate::core::event::Record;
 use crate::core::ids::{AgentName, TaskId};
 use crate::core::ledger::FinishedTask;
@@ -52,6 +53,7 @@ pub(super) fn replay(records: Vec<Record>, next: u64) -> Restored {
                     started_ms: None,
                     retries: 0,
                     memory_deaths: 0,
+                    attempts: Attempts::default(),
                     preemptions: 0,
                     state,
                     has_checkpoint: false,
@@ -67,9 +69,10 @@ pub(super) fn replay(records: Vec<Record>, next: u64) -> Restored {
             Record::Footprint { agent, peak_bytes } => {
                 footprints.insert(agent, peak_bytes);
             }
-            Record::Returned { task, retries, memory_deaths, preemptions, preempted } => {
+            Record::Returned { task, retries, memory_deaths, preemptions, preempted, attempts } => {
                 if let Some(task) = unfinished.get_mut(&task) {
                     (task.retries, task.memory_deaths, task.preemptions) = (retries, memory_deaths, preemptions);
+                    task.attempts = attempts;
                     task.state = if preempted { UnfinishedState::Preempted } else { UnfinishedState::Returned };
                 }
             }

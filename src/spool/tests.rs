@@ -2,8 +2,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::core::attempts::{Attempt, Attempts};
 use crate::core::restore::UnfinishedState;
-use crate::core::task::{Payload, PayloadKind, Priority, TaskSpec};
+use crate::core::task::{Failure, FailureCode, Payload, PayloadKind, Priority, TaskSpec};
 
 fn spec(payload: &[u8]) -> Arc<TaskSpec> {
     Arc::new(TaskSpec {
@@ -31,11 +32,20 @@ fn what_was_accepted_is_there_after_reopening_and_numbers_go_on() {
     let (mut spool, restored) = Spool::open(root.path(), true).expect("opens");
     assert_eq!((restored.next_task, restored.unfinished.len()), (1, 0));
     let task = spool.ids().take();
+    let failure = Failure::new(FailureCode::Timeout, "too slow");
+    let attempts: Attempts = [Attempt::of(1, Some(78), 79, &failure)].into_iter().collect();
     let records = [
         accepted(task.0, b"not utf8: \xff"),
         Record::Started { task, started_ms: 78 },
         accepted(2, b"text"),
-        Record::Returned { task, retries: 1, memory_deaths: 0, preemptions: 2, preempted: false },
+        Record::Returned {
+            task,
+            retries: 1,
+            memory_deaths: 0,
+            preemptions: 2,
+            preempted: false,
+            attempts: attempts.clone(),
+        },
     ];
     spool.append(records.iter()).expect("written");
     drop(spool);
@@ -46,7 +56,23 @@ fn what_was_accepted_is_there_after_reopening_and_numbers_go_on() {
     let [first, second] = &restored.unfinished[..] else { panic!("two tasks: {restored:?}") };
     assert_eq!(first.spec, spec(b"not utf8: \xff"));
     assert_eq!((first.state, first.retries, first.preemptions), (UnfinishedState::Returned, 1, 2));
+    assert_eq!(first.attempts, attempts);
     assert_eq!((second.id, second.state, second.created_ms), (TaskId(2), UnfinishedState::Queued, 77));
+}
+
+#[test]
+fn a_journal_from_before_attempts_were_kept_is_read() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (mut spool, _) = Spool::open(root.path(), false).expect("opens");
+    let attempts = Attempts::default();
+    let returned =
+        Record::Returned { task: TaskId(1), retries: 1, memory_deaths: 0, preemptions: 0, preempted: false, attempts };
+    spool.append([accepted(1, b"a"), returned].iter()).expect("written");
+    drop(spool);
+    let journal = std::fs::read_to_string(root.path().join("journal")).expect("text");
+    assert!(!journal.contains("attempts"), "without any, the line is as it was: {journal}");
+    let (_spool, restored) = Spool::open(root.path(), false).expect("opens again");
+    assert_eq!((restored.damaged_lines, restored.unfinished[0].retries), (0, 1));
 }
 
 #[test]
@@ -73,6 +99,19 @@ fn damaged_lines_are_set_aside_and_the_others_count() {
     assert_eq!(restored.unfinished.iter().map(|task| task.id.0).collect::<Vec<_>>(), [2]);
     let aside = std::fs::read_to_string(root.path().join("journal.damaged")).expect("kept");
     assert!(aside.contains("\"task\":9") && aside.contains("cut off"), "{aside}");
+}
+
+#[test]
+fn what_is_kept_of_damaged_lines_has_a_bound() {
+    let root = tempfile::tempdir().expect("a directory");
+    let garbage = format!("{}\n", "x".repeat(200_000)).repeat(30);
+    std::fs::write(root.path().join("journal"), garbage).expect("written");
+    let (_spool, restored) = Spool::open(root.path(), false).expect("opens all the same");
+    assert_eq!(restored.damaged_lines, 30);
+    for name in ["journal.damaged", "journal.damaged.1"] {
+        let bytes = std::fs::metadata(root.path().join(name)).expect("kept").len();
+        assert!((1..1_300_000).contains(&bytes), "{name} has {bytes} bytes");
+    }
 }
 
 #[test]

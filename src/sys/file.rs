@@ -1,6 +1,8 @@
 //! Questions about files that std does not ask.
 
 use std::ffi::{CStr, CString};
+use std::io;
+use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -23,6 +25,23 @@ pub fn with_umask<T>(mask: u32, make: impl FnOnce() -> T) -> T {
     made
 }
 
+/// Bytes that this process may still write to the file system of `path`: statvfs(3). What is kept back for root does not
+/// count, for root either.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut statistics = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends with NUL; `statistics` outlives the call.
+    if unsafe { libc::statvfs(path.as_ptr(), statistics.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has filled it.
+    let statistics = unsafe { statistics.assume_init() };
+    // Both are 32 bits wide on some targets.
+    #[allow(clippy::useless_conversion, reason = "on 64-bit targets they are u64 already")]
+    let (blocks, size) = (u64::from(statistics.f_bavail), u64::from(statistics.f_frsize));
+    Ok(blocks.saturating_mul(size))
+}
+
 /// Whether the file has the extended attribute with just this one byte: getxattr(2).
 pub fn has_attribute(path: &Path, name: &CStr, value: u8) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
@@ -41,6 +60,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(may_write(dir.path()));
         assert!(!may_write(&dir.path().join("nothing")));
+        assert!(free_bytes(dir.path()).unwrap() > 0);
+        assert!(free_bytes(&dir.path().join("nothing")).is_err());
         assert!(!has_attribute(dir.path(), c"user.kurultai", b'1'));
     }
 }

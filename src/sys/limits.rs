@@ -1,6 +1,13 @@
-//! Limits of this process: getrlimit(2).
+//! Limits of this process: getrlimit(2), and what happens at them.
 
 use std::io;
+
+/// A file at its limit of size (RLIMIT_FSIZE) is an error of the write, EFBIG, and not the end of the process by SIGXFSZ.
+/// Programs that are launched have the signal's default again.
+pub fn outlive_file_size() {
+    // SAFETY: SIG_IGN is no handler that could do anything.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
 
 /// Makes the soft limit of open descriptors at least this, as far as the hard limit lets it. Returns what it is then.
 pub fn raise_descriptors(wanted: u64) -> io::Result<u64> {

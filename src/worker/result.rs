@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::core::ids::TaskId;
 use crate::core::limits::INLINE_RESULT_MAX;
 use crate::core::task::{ResultPlace, ResultRef};
-use crate::spool::Files;
+use crate::spool::{Files, advice};
 
 /// Where the bytes of one task's result go. Dropping it unfinished leaves a file, if there is one, to
 /// [`ResultSink::discard`].
@@ -34,8 +34,14 @@ enum Place {
 pub enum ResultError {
     #[error("the result is over {max_bytes} bytes: make it smaller, or raise spool.retention_mb")]
     TooLarge { max_bytes: u64 },
-    #[error("cannot store the result: {0}; see to room and permissions in daemon.state_dir")]
-    Write(std::io::Error),
+    #[error("cannot store the result: {source}; {}", advice(.source))]
+    Write { source: std::io::Error },
+}
+
+impl ResultError {
+    fn write(source: std::io::Error) -> ResultError {
+        ResultError::Write { source }
+    }
 }
 
 impl ResultSink {
@@ -65,13 +71,13 @@ impl ResultSink {
         match &mut self.place {
             Place::Memory(memory) if total <= INLINE_RESULT_MAX as u64 => memory.extend_from_slice(piece),
             Place::Memory(memory) => {
-                let mut file = files.create_result(self.task).map_err(ResultError::Write)?;
+                let mut file = files.create_result(self.task).map_err(ResultError::write)?;
                 let written = file.write_all(memory).and_then(|()| file.write_all(piece));
                 self.place = Place::File { file, bytes: total };
-                written.map_err(ResultError::Write)?;
+                written.map_err(ResultError::write)?;
             }
             Place::File { file, bytes } => {
-                file.write_all(piece).map_err(ResultError::Write)?;
+                file.write_all(piece).map_err(ResultError::write)?;
                 *bytes = total;
             }
             Place::Lost => {}

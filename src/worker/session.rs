@@ -8,7 +8,7 @@ use crate::core::ids::TaskId;
 use crate::core::limits::ERROR_TEXT_MAX;
 use crate::core::order::Report;
 use crate::core::task::ResultRef;
-use crate::spool::Files;
+use crate::spool::{Files, advice};
 
 use super::message::{self, Message};
 use super::result::{ResultError, ResultSink};
@@ -215,7 +215,7 @@ impl Current {
             Ok(()) => Ok(()),
             // Nothing else would ever stop it.
             Err(error @ ResultError::TooLarge { .. }) => Err(error.to_string()),
-            Err(error @ ResultError::Write(_)) => {
+            Err(error @ ResultError::Write { .. }) => {
                 chunks.error = Some(error);
                 Ok(())
             }
@@ -248,7 +248,7 @@ fn write_checkpoint(files: &Files, task: TaskId, checkpoint: Option<&str>, durab
     match files.write_checkpoint(task, checkpoint.as_bytes(), durable) {
         Ok(()) => true,
         Err(error) => {
-            log::warn!(task:% = task; "cannot store a checkpoint: {error}; see to room and permissions in daemon.state_dir");
+            log::warn!(task:% = task; "cannot store a checkpoint: {error}; {}", advice(&error));
             false
         }
     }

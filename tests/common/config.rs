@@ -27,7 +27,7 @@ pub fn bad_agent(name: &str, mode: &str) -> String {
 /// this machine.
 pub fn complete(fragment: &str, home: &Path) -> String {
     let path = |name: &str| format!("{:?}", home.join(name).display().to_string());
-    let defaults: [(&str, Vec<(&str, String)>); 4] = [
+    let defaults: [(&str, Vec<(&str, String)>); 5] = [
         (
             "daemon",
             vec![
@@ -46,6 +46,7 @@ pub fn complete(fragment: &str, home: &Path) -> String {
                 ("limit_mb", "4096".to_owned()),
             ],
         ),
+        ("spool", vec![("min_free_mb", "0".to_owned())]),
         ("workers", vec![("restart_backoff_ms", "[10]".to_owned()), ("max_restarts_per_hour", "1000".to_owned())]),
     ];
     let mut text = fragment.to_owned();

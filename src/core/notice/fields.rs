@@ -166,6 +166,11 @@ impl Notice {
                 }
                 each("text", text(why));
             }
+            Notice::StorageFull { text: why, free_bytes } => {
+                each("text", text(why));
+                each_free(*free_bytes, each);
+            }
+            Notice::StorageCleared { free_bytes } => each_free(*free_bytes, each),
             Notice::ConfigReloaded { changed, needs_restart } => {
                 each("changed", text(changed));
                 each("needsRestart", text(needs_restart));
@@ -190,6 +195,12 @@ fn id(id: &dyn fmt::Display) -> Field<'_> {
 fn each_incident<'a>(incident: Option<&'a IncidentId>, each: &mut dyn FnMut(&'static str, Field<'a>)) {
     if let Some(incident) = incident {
         each("incident", id(incident));
+    }
+}
+
+fn each_free<'a>(bytes: Option<u64>, each: &mut dyn FnMut(&'static str, Field<'a>)) {
+    if let Some(bytes) = bytes {
+        each("freeBytes", Field::Count(bytes));
     }
 }
 

@@ -153,6 +153,15 @@ pub enum Notice {
         text: String,
         incident: Option<IncidentId>,
     },
+    /// Submissions are refused for want of disk.
+    StorageFull {
+        text: String,
+        free_bytes: Option<u64>,
+    },
+    /// They are taken again.
+    StorageCleared {
+        free_bytes: Option<u64>,
+    },
     ConfigReloaded {
         changed: String,
         needs_restart: String,
@@ -228,7 +237,7 @@ pub enum Field<'a> {
 
 impl Notice {
     /// The event names that stand in kurultaid(8).
-    pub const NAMES: [&'static str; 29] = [
+    pub const NAMES: [&'static str; 31] = [
         "TASK_ACCEPTED",
         "TASK_REJECTED",
         "TASK_WAITING",
@@ -256,6 +265,8 @@ impl Notice {
         "MEMORY_EMERGENCY",
         "MEMORY_CLEARED",
         "MEMORY_ACTION",
+        "STORAGE_FULL",
+        "STORAGE_CLEARED",
         "CONFIG_RELOADED",
         "CONFIG_REJECTED",
     ];
@@ -284,6 +295,8 @@ impl Notice {
             Notice::Circuit { to: BreakerState::Closed, .. } => "CIRCUIT_CLOSED",
             Notice::WorkerSoftLimit { .. } => "WORKER_SOFT_LIMIT",
             Notice::MemoryAction { .. } => "MEMORY_ACTION",
+            Notice::StorageFull { .. } => "STORAGE_FULL",
+            Notice::StorageCleared { .. } => "STORAGE_CLEARED",
             Notice::ConfigReloaded { .. } => "CONFIG_RELOADED",
             Notice::ConfigRejected { .. } => "CONFIG_REJECTED",
             Notice::MemoryLevel { from, to, .. } if to < from => "MEMORY_CLEARED",
@@ -322,8 +335,10 @@ impl Notice {
             | Notice::MemoryAction { .. }
             | Notice::Circuit { to: BreakerState::Open, .. }
             | Notice::MemoryLevel { .. } => Severity::Warning,
-            Notice::ConfigReloaded { .. } => Severity::Info,
-            Notice::AgentUnavailable { .. } | Notice::ConfigRejected { .. } => Severity::Error,
+            Notice::ConfigReloaded { .. } | Notice::StorageCleared { .. } => Severity::Info,
+            Notice::AgentUnavailable { .. } | Notice::StorageFull { .. } | Notice::ConfigRejected { .. } => {
+                Severity::Error
+            }
         }
     }
 
@@ -348,6 +363,8 @@ impl Notice {
             | Notice::AgentUnavailable { .. }
             | Notice::Circuit { .. }
             | Notice::WorkerSoftLimit { .. }
+            | Notice::StorageFull { .. }
+            | Notice::StorageCleared { .. }
             | Notice::ConfigReloaded { .. }
             | Notice::ConfigRejected { .. }
             | Notice::MemoryLevel { .. } => None,
@@ -375,6 +392,8 @@ impl Notice {
             | Notice::Circuit { .. }
             | Notice::WorkerSoftLimit { .. }
             | Notice::MemoryAction { .. }
+            | Notice::StorageFull { .. }
+            | Notice::StorageCleared { .. }
             | Notice::ConfigReloaded { .. }
             | Notice::ConfigRejected { .. }
             | Notice::MemoryLevel { .. } => true,

@@ -46,6 +46,8 @@ impl Notice {
                 soft_limit_bytes >> 20
             ),
             Notice::MemoryAction { action, text, .. } => format!("memory ({action}): {text}"),
+            Notice::StorageFull { text, .. } => format!("new tasks are refused for want of disk: {text}"),
+            Notice::StorageCleared { .. } => "the disk has room again, and new tasks are taken".to_string(),
             Notice::ConfigReloaded { changed, needs_restart } => {
                 let named = |keys: &str| if keys.is_empty() { "nothing".to_string() } else { keys.to_string() };
                 format!(

@@ -67,6 +67,7 @@ fn a_oneshot_ended_by_the_signal_of_its_timeout_has_timed_out_and_a_retry_follow
     let slow = sim.submit(TaskSpec { max_retries: 1, ..short("once") });
     sim.pass(s(10));
     sim.exit_of(slow, signal(15));
+    sim.pass(s(1));
     assert_eq!(sim.state(slow), TaskState::Running, "the second attempt");
     sim.pass(s(10));
     sim.exit_of(slow, signal(15));

@@ -1,6 +1,7 @@
 //! The rules of the core, each as a sentence, and a random walk that looks for the ones nobody thought of.
 
 mod admission;
+mod attempts;
 mod breakers;
 mod cancels;
 mod disk;

@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sim::*;
+use crate::core::attempts::Attempts;
 use crate::core::event::{Action, Event, Record};
 use crate::core::ids::TaskId;
 use crate::core::ledger::FinishedTask;
@@ -16,6 +17,7 @@ fn left(id: u64, state: UnfinishedState, spec: TaskSpec) -> Unfinished {
         started_ms: None,
         retries: 0,
         memory_deaths: 0,
+        attempts: Attempts::default(),
         preemptions: 0,
         state,
         has_checkpoint: false,
@@ -30,6 +32,7 @@ fn ended(id: u64, finished_ms: u64) -> FinishedTask {
         started_ms: None,
         finished_ms,
         attempt: 1,
+        attempts: Attempts::default(),
         preemptions: 0,
         run_time: None,
         peak_rss_bytes: None,

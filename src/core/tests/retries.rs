@@ -46,7 +46,8 @@ fn a_failure_is_tried_again_only_if_the_agent_says_so() {
     let mut sim = Sim::new();
     let failing = sim.submit(retried("calm", 1));
     sim.fail(failing, true);
-    assert_eq!(sim.state(failing), TaskState::Running);
+    assert_eq!(sim.state(failing), TaskState::Queued);
+    sim.pass(s(1));
     sim.fail(failing, false);
     let failure = sim.failure(failing);
     assert_eq!((failure.code, failure.message.as_str()), (FailureCode::AgentFailed, "no luck"));

@@ -74,6 +74,9 @@ fn nothing_waits_for_nothing(core: &Core, waiting: &[TaskId], now: Duration) {
             .health
             .get(&agent.name)
             .is_none_or(|health| health.availability(now, &core.settings.workers) == Availability::Available);
+        if core.retry_pause(task.id).is_some() {
+            continue;
+        }
         let is_governed = core.governs_memory() && core.is_governed(task.id);
         if is_governed && is_held(core, &task.spec) {
             continue;

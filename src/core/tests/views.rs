@@ -111,6 +111,15 @@ fn every_notice_has_a_listed_name_a_sentence_and_fields() {
     missing.retain(|name| !notices.iter().any(|notice| notice.name() == *name));
     assert_eq!(
         missing,
-        ["TASK_WAITING", "CIRCUIT_HALF_OPEN", "MEMORY_CRITICAL", "MEMORY_REJECT", "CONFIG_RELOADED", "CONFIG_REJECTED"]
+        [
+            "TASK_WAITING",
+            "CIRCUIT_HALF_OPEN",
+            "MEMORY_CRITICAL",
+            "MEMORY_REJECT",
+            "STORAGE_FULL",
+            "STORAGE_CLEARED",
+            "CONFIG_RELOADED",
+            "CONFIG_REJECTED"
+        ]
     );
 }

@@ -157,7 +157,8 @@ fn each_thing_that_a_task_can_wait_for_has_its_own_words() {
     let mut sim = Sim::new();
     let crashed = sim.submit(retried("once", 1));
     sim.exit_of(crashed, signal(11));
-    assert_eq!(reason(&sim, crashed), "agent_pause");
+    let behind = sim.submit(task("once"));
+    assert_eq!([crashed, behind].map(|task| reason(&sim, task)), ["retry_pause", "agent_pause"]);
 
     let mut sim = Sim::with(|settings| {
         let shy = AgentSettings { max_workers: Some(1), ..agent("shy", AgentMode::Oneshot) };

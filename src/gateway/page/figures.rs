@@ -78,8 +78,8 @@ pub fn alerts(page: &mut String, status: &Status) {
         let (available, floor) = (Size(sample.available_bytes), memory.settings.min_free_bytes >> 20);
         alert(&format_args!("The host has {available} of memory available, with memory.min_free_mb = {floor}."));
     }
-    if let Some(error) = &status.storage_error {
-        alert(&format_args!("The journal cannot be written: {error}"));
+    if let Some(error) = &status.storage.error {
+        alert(&format_args!("New tasks are refused for want of disk: {error}"));
     }
     if let Some(error) = status.config.reload.as_ref().and_then(|reload| reload.error.as_ref()) {
         alert(&format_args!("The configuration was not taken, the old one is in force: {error}"));
