@@ -7,6 +7,7 @@ mod descriptors;
 mod listen;
 pub mod logger;
 mod pid_file;
+mod predecessor;
 mod settings;
 mod signals;
 mod threads;
