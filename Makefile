@@ -20,7 +20,7 @@ AGENTS = $(filter-out %/__pycache__,$(wildcard scripts/agents/*))
 SCRIPTS = .ci/run $(shell awk 'FNR == 1 && /^\#!.*[/ ](ba)?sh( |$$)/ { print FILENAME }' \
 	$$(find scripts tests conf -type f ! -name '*.pyc')) scripts/agents/kurultai.sh
 
-.PHONY: build help demo run test check coverage bench footprint install uninstall clean
+.PHONY: build help demo run test check crashes faults coverage bench footprint install uninstall clean
 
 build: ## optimised programs in target/release (the default)
 	$(CARGO) build --release --locked
@@ -47,6 +47,11 @@ test: ## all tests
 check: ## formatting and lints
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+ROUNDS = 200
+SEED =
+crashes: ## kill -9 under load, ROUNDS (200) times from SEED (a new one)
+	KURULTAI_ROUNDS=$(ROUNDS) KURULTAI_SEED=$(SEED) $(CARGO) test --locked --test crashes -- --nocapture
 
 # Why llvm: the other engine loses sight of threads once a test has started processes.
 coverage: ## lines of the core, the workers and the memory room under test, at least 90 %
