@@ -199,6 +199,16 @@ impl Ledger {
         self.keys.get(key).copied()
     }
 
+    /// The key of a live task is anybody's again.
+    pub fn release_key(&mut self, task: TaskId) {
+        let Some(task) = self.live.get_mut(&task) else { return };
+        let Some(key) = task.spec.idempotency_key.clone() else { return };
+        Arc::make_mut(&mut task.spec).idempotency_key = None;
+        if self.keys.get(&key) == Some(&task.id) {
+            self.keys.remove(&key);
+        }
+    }
+
     pub fn take(&mut self, task: TaskId) -> Option<Task> {
         self.live.remove(&task)
     }

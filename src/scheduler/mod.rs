@@ -429,9 +429,12 @@ impl<W: Send + 'static> Scheduler<W> {
         if is_duplicate && let Some(unused) = caller.task {
             self.files.remove_inputs(unused);
         }
-        if let Some(trouble) = &self.storage {
+        if let Some(trouble) = &self.storage
+            && !is_duplicate
+        {
             // Why: it was taken in memory and could not be written: it must not run after the client heard no.
             let answer = Answer::StorageFull { error: trouble.error.clone(), retry_after: storage::RETRY };
+            self.core.release_key(task);
             self.step(Event::CancelRequested { ticket: NOBODY, task });
             return Some(Reply { waiter: caller.waiter, answer });
         }
