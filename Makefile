@@ -53,6 +53,9 @@ SEED =
 crashes: ## kill -9 under load, ROUNDS (200) times from SEED (a new one)
 	KURULTAI_ROUNDS=$(ROUNDS) KURULTAI_SEED=$(SEED) $(CARGO) test --locked --test crashes -- --nocapture
 
+faults: ## a crash and an error at every step on the disk
+	KURULTAI_POINTS=all $(CARGO) test --locked --test faults -- --nocapture
+
 # Why llvm: the other engine loses sight of threads once a test has started processes.
 coverage: ## lines of the core, the workers and the memory room under test, at least 90 %
 	@$(CARGO) tarpaulin --version || { \
