@@ -314,6 +314,35 @@ mod tests {
     }
 
     #[test]
+    fn a_released_key_is_free_and_stays_so_when_its_task_ends() {
+        let mut ledger = Ledger::default();
+        let done = ended(1, 0);
+        let key = done.spec.idempotency_key.clone().expect("it has one");
+        ledger.insert(Task {
+            id: done.id,
+            spec: Arc::new(done.spec.clone()),
+            waiting_since: Duration::ZERO,
+            created_ms: 0,
+            started_ms: None,
+            phase: Phase::Queued,
+            retries: 0,
+            memory_deaths: 0,
+            preemptions: 0,
+            has_checkpoint: false,
+            is_wait_told: false,
+            progress: None,
+            permit: None,
+        });
+        assert_eq!(ledger.by_key(&key), Some(done.id));
+        ledger.release_key(done.id);
+        assert_eq!(ledger.by_key(&key), None);
+        let task = ledger.take(done.id).expect("it lives");
+        let cancelled = finished(&task, Outcome::Cancelled, Now { at: Duration::ZERO, wall_ms: 0 }, None);
+        ledger.finish(Duration::ZERO, Arc::new(cancelled));
+        assert_eq!(ledger.by_key(&key), None);
+    }
+
+    #[test]
     fn finished_tasks_never_hold_more_memory_than_their_bound() {
         let retention = Retention { age: Duration::from_secs(1_000_000), result_bytes: u64::MAX };
         let mut ledger = Ledger::default();

@@ -87,8 +87,13 @@ fn files_nobody_owns_are_removed_and_a_dropped_payload_leaves_none() {
     files.create_payload(TaskId(6)).expect("created").commit().expect("committed");
     files.create_result(TaskId(6)).expect("created");
     assert!(files.payload_path(TaskId(6)).exists());
+    let cut_short = files.create_payload(TaskId(7)).expect("created");
+    let aside = cut_short.path().to_path_buf();
+    // As after a kill: nobody cleans up.
+    std::mem::forget(cut_short);
     drop(spool);
     let _reopened = Spool::open(root.path(), false).expect("opens");
+    assert!(!aside.exists(), "what was being received");
     assert!(!files.payload_path(TaskId(6)).exists() && !files.result_path(TaskId(6)).exists());
 }
 
