@@ -24,8 +24,9 @@ SCRIPTS = .ci/run $(shell awk 'FNR == 1 && /^\#!.*[/ ](ba)?sh( |$$)/ { print FIL
 SEED =
 COUNT =
 SECONDS =
+ROUNDS =
 
-.PHONY: build help demo run test simulate check coverage fuzz bench footprint install uninstall clean
+.PHONY: build help demo run test simulate crashes faults check coverage fuzz bench footprint install uninstall clean
 
 build: ## optimised programs in target/release (the default)
 	$(CARGO) build --release --locked
@@ -57,6 +58,14 @@ simulate: ## random walks through the core, for a minute; SEED=n walks one again
 check: ## formatting and lints
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+ROUNDS = 200
+SEED =
+crashes: ## kill -9 under load, ROUNDS (200) times from SEED (a new one)
+	KURULTAI_ROUNDS=$(ROUNDS) KURULTAI_SEED=$(SEED) $(CARGO) test --locked --test crashes -- --nocapture
+
+faults: ## a crash and an error at every step on the disk
+	KURULTAI_POINTS=all $(CARGO) test --locked --test faults -- --nocapture
 
 # Why llvm: the other engine loses sight of threads once a test has started processes.
 coverage: ## lines of the core, the workers and the memory room under test, at least 90 %

@@ -51,6 +51,12 @@ impl Core {
         }
     }
 
+    /// A task that was taken but could not be written is withdrawn: its client was told that nothing was accepted, and
+    /// sends it again under the same key.
+    pub fn release_key(&mut self, task: TaskId) {
+        self.ledger.release_key(task);
+    }
+
     fn known_by_key(&self, spec: &TaskSpec) -> Option<Result<Submission, Refusal>> {
         let task = self.ledger.by_key(spec.idempotency_key.as_deref()?)?;
         let live = self.ledger.get(task).map(|task| &task.spec.agent);

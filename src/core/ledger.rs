@@ -209,6 +209,16 @@ impl Ledger {
         self.keys.get(key).copied()
     }
 
+    /// The key of a live task is anybody's again.
+    pub fn release_key(&mut self, task: TaskId) {
+        let Some(task) = self.live.get_mut(&task) else { return };
+        let Some(key) = task.spec.idempotency_key.clone() else { return };
+        Arc::make_mut(&mut task.spec).idempotency_key = None;
+        if self.keys.get(&key) == Some(&task.id) {
+            self.keys.remove(&key);
+        }
+    }
+
     pub fn take(&mut self, task: TaskId) -> Option<Task> {
         self.live.remove(&task)
     }
@@ -315,6 +325,38 @@ mod tests {
         let failure = Failure::new(FailureCode::AgentFailed, "x".repeat(text));
         let now = Now { at: Duration::from_secs(id), wall_ms: id };
         Arc::new(finished(&task, Outcome::Failed(Box::new(failure)), now, None))
+    }
+
+    #[test]
+    fn a_released_key_is_free_and_stays_so_when_its_task_ends() {
+        let mut ledger = Ledger::default();
+        let done = ended(1, 0);
+        let key = done.spec.idempotency_key.clone().expect("it has one");
+        ledger.insert(Task {
+            id: done.id,
+            spec: Arc::new(done.spec.clone()),
+            waiting_since: Duration::ZERO,
+            created_ms: 0,
+            started_ms: None,
+            phase: Phase::Queued,
+            retries: 0,
+            memory_deaths: 0,
+            attempts: Attempts::default(),
+            retry_at: None,
+            was_stopped_by_memory: false,
+            preemptions: 0,
+            has_checkpoint: false,
+            is_wait_told: false,
+            progress: None,
+            permit: None,
+        });
+        assert_eq!(ledger.by_key(&key), Some(done.id));
+        ledger.release_key(done.id);
+        assert_eq!(ledger.by_key(&key), None);
+        let task = ledger.take(done.id).expect("it lives");
+        let cancelled = finished(&task, Outcome::Cancelled, Now { at: Duration::ZERO, wall_ms: 0 }, None);
+        ledger.finish(Duration::ZERO, Arc::new(cancelled));
+        assert_eq!(ledger.by_key(&key), None);
     }
 
     #[test]

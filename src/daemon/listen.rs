@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::StartError;
+use super::predecessor::outlast;
 use crate::config::Config;
 use crate::gateway::{INHERITED_MAX, Listener};
 use crate::sys;
@@ -60,7 +61,7 @@ pub fn listen(config: &Config, inherited: Vec<OwnedFd>) -> Result<Listeners, Sta
     if listeners.addresses.is_empty()
         && let Some(address) = config.gateway.listen_address()
     {
-        let tcp = TcpListener::bind(address).map_err(|source| StartError::Listen {
+        let tcp = outlast(is_in_use, || TcpListener::bind(address)).map_err(|source| StartError::Listen {
             address: address.to_string(),
             key: "gateway.listen",
             source,
@@ -71,10 +72,8 @@ pub fn listen(config: &Config, inherited: Vec<OwnedFd>) -> Result<Listeners, Sta
     if !listeners.all.iter().any(|listener| matches!(listener, Listener::Unix(_))) {
         let group = socket_group(config)?;
         let path = config.daemon.runtime_dir.join("kurultai.sock");
-        let unix = listen_unix(&config.daemon.runtime_dir, &path).map_err(|source| StartError::Listen {
-            address: path.display().to_string(),
-            key: "daemon.runtime_dir",
-            source,
+        let unix = outlast(is_in_use, || listen_unix(&config.daemon.runtime_dir, &path)).map_err(|source| {
+            StartError::Listen { address: path.display().to_string(), key: "daemon.runtime_dir", source }
         })?;
         let socket = SocketFile { path: path.clone(), group };
         open_to_group(config, &socket)?;
@@ -112,6 +111,10 @@ impl Listeners {
         }
         Ok(())
     }
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
 }
 
 fn listen_unix(directory: &Path, path: &Path) -> io::Result<UnixListener> {

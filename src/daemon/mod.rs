@@ -8,6 +8,7 @@ mod descriptors;
 mod listen;
 pub mod logger;
 mod pid_file;
+mod predecessor;
 pub(crate) mod settings;
 mod signals;
 mod threads;

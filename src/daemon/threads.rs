@@ -21,6 +21,7 @@ use crossbeam::channel::{Receiver, bounded};
 
 use super::control::Main;
 use super::pid_file::PidFile;
+use super::predecessor::outlast;
 use super::signals::Signals;
 use super::{Options, StartError, descriptors, listen, logger, settings, token};
 use crate::config::{CgroupUse, Config, Durability, Loaded};
@@ -33,7 +34,7 @@ use crate::memory::cgroup::Cgroups;
 use crate::memory::{self, Monitor, MonitorHandle, Surroundings};
 use crate::scheduler::call::{ConfigStatus, Control, Enforcement};
 use crate::scheduler::{Ports, Scheduler, StreamPort, Syncer};
-use crate::spool::{Restored, Spool};
+use crate::spool::{Restored, Spool, SpoolError};
 use crate::sys;
 use crate::sys::clock::{Clock, wall_ms};
 use crate::sys::epoll::Epoll;
@@ -95,7 +96,9 @@ pub fn run(options: &Options, loaded: Loaded) -> Result<(), StartError> {
     let (cgroups, enforcement) = cgroups(&config);
     become_user(&config, listeners.socket.as_ref())?;
     let clock = Clock::start();
-    let (spool, restored) = Spool::open(&daemon.state_dir, config.spool.durability == Durability::Fsync)?;
+    let is_in_use = |error: &SpoolError| matches!(error, SpoolError::InUse { .. });
+    let is_synchronous = config.spool.durability == Durability::Fsync;
+    let (spool, restored) = outlast(is_in_use, || Spool::open(&daemon.state_dir, is_synchronous))?;
     let parts = Parts { config, signals, log_file, token, clock, cgroups, enforcement, instance: guardian.instance() };
     let started = start(options, parts, listeners, spool, restored)?;
     let result = started.main.run().map_err(system("wait for signals"));

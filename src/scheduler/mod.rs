@@ -486,6 +486,7 @@ impl<W: Send + 'static> Scheduler<W> {
         }
         if let Some(answer) = self.unwritten().filter(|_| !is_duplicate) {
             // Why: it was taken in memory and could not be written: it must not run after the client heard no.
+            self.core.release_key(task);
             self.step(Event::CancelRequested { ticket: NOBODY, task });
             return Some(Reply { waiter: caller.waiter, answer });
         }

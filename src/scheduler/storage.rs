@@ -218,6 +218,7 @@ impl<W: Send + 'static> Scheduler<W> {
     pub(super) fn sync_failed(&mut self, failed: SyncFailed) {
         self.journal_failed(failed.error);
         for task in failed.refused {
+            self.core.release_key(task);
             self.step(Event::CancelRequested { ticket: super::NOBODY, task });
         }
         self.perform();

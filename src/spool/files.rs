@@ -117,14 +117,20 @@ impl Files {
         &self.root
     }
 
-    /// The task ids that have a file of any kind, for clearing away what no task owns any more.
+    /// The task ids that have a file of any kind, for clearing away what no task owns any more. What was being written
+    /// when the last daemon ended is nobody's, and removed.
     pub(super) fn tasks_with_files(&self) -> io::Result<Vec<TaskId>> {
         let mut tasks = Vec::new();
         for name in [PAYLOADS, CHECKPOINTS, RESULTS] {
             for entry in fs::read_dir(self.root.join(name))? {
-                let name = entry?.file_name();
-                let stem = name.to_string_lossy();
-                tasks.extend(stem.trim_end_matches(".tmp").parse::<TaskId>().ok());
+                let entry = entry?;
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                if name.ends_with(".tmp") {
+                    remove(&entry.path());
+                } else {
+                    tasks.extend(name.parse::<TaskId>().ok());
+                }
             }
         }
         tasks.sort_unstable();

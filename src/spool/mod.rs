@@ -17,9 +17,6 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-
-use crossbeam::channel::bounded;
 
 use crate::core::event::Record;
 use crate::core::ids::TaskId;
@@ -28,9 +25,6 @@ pub use advice::advice;
 pub use files::{Files, PayloadWriter};
 use journal::Journal;
 pub use replay::Restored;
-
-/// How long a lock is waited for that another process may hold for a moment only.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The layout of the state directory; a daemon refuses one that is newer than it knows.
 const FORMAT: &str = "1";
@@ -143,26 +137,11 @@ fn lock(root: &Path) -> Result<File, SpoolError> {
     let path = root.join("lock");
     let failed = |source| SpoolError::Io { what: "open", path: path.clone(), source };
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
-    let io = |source| SpoolError::Io { what: "lock", path: path.clone(), source };
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::Error(source)) => Err(io(source)),
-        Err(std::fs::TryLockError::WouldBlock) => match lock_soon(file).map_err(io)? {
-            Some(file) => Ok(file),
-            None => Err(SpoolError::InUse { path: root.to_path_buf() }),
-        },
+        Err(std::fs::TryLockError::WouldBlock) => Err(SpoolError::InUse { path: root.to_path_buf() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(SpoolError::Io { what: "lock", path, source }),
     }
-}
-
-/// `None`: somebody holds it, and not only for a moment. A worker that the last daemon was starting when it died has all
-/// its descriptors until the exec.
-fn lock_soon(file: File) -> io::Result<Option<File>> {
-    let (locked_tx, locked_rx) = bounded(1);
-    // It waits in flock(2). If that is for longer, this process ends before it.
-    std::thread::Builder::new().name("lock".to_string()).spawn(move || {
-        let _ = locked_tx.send(file.lock().map(|()| file));
-    })?;
-    locked_rx.recv_timeout(LOCK_PATIENCE).ok().transpose()
 }
 
 fn check_format(root: &Path) -> Result<(), SpoolError> {

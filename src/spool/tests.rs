@@ -6,6 +6,17 @@ use crate::core::attempts::{Attempt, Attempts};
 use crate::core::restore::UnfinishedState;
 use crate::core::task::{Failure, FailureCode, Payload, PayloadKind, Priority, TaskSpec};
 
+/// Waits for a moment: a process that another test starts has all our descriptors until its exec, the lock among them.
+fn open(root: &Path, fsync: bool) -> (Spool, Restored) {
+    for _ in 0..500 {
+        match Spool::open(root, fsync) {
+            Err(SpoolError::InUse { .. }) => drop(crossbeam::channel::after(Duration::from_millis(20)).recv()),
+            opened => return opened.expect("opens"),
+        }
+    }
+    panic!("{} stays in use", root.display());
+}
+
 fn spec(payload: &[u8]) -> Arc<TaskSpec> {
     Arc::new(TaskSpec {
         agent: Arc::from("wc"),
@@ -29,7 +40,7 @@ fn accepted(task: u64, payload: &[u8]) -> Record {
 #[test]
 fn what_was_accepted_is_there_after_reopening_and_numbers_go_on() {
     let root = tempfile::tempdir().expect("a directory");
-    let (mut spool, restored) = Spool::open(root.path(), true).expect("opens");
+    let (mut spool, restored) = open(root.path(), true);
     assert_eq!((restored.next_task, restored.unfinished.len()), (1, 0));
     let task = spool.ids().take();
     let failure = Failure::new(FailureCode::Timeout, "too slow");
@@ -50,7 +61,7 @@ fn what_was_accepted_is_there_after_reopening_and_numbers_go_on() {
     spool.append(records.iter()).expect("written");
     drop(spool);
 
-    let (spool, restored) = Spool::open(root.path(), true).expect("opens again");
+    let (spool, restored) = open(root.path(), true);
     assert_eq!(restored.next_task, 3);
     assert_eq!(spool.ids().take(), TaskId(3));
     let [first, second] = &restored.unfinished[..] else { panic!("two tasks: {restored:?}") };
@@ -63,7 +74,7 @@ fn what_was_accepted_is_there_after_reopening_and_numbers_go_on() {
 #[test]
 fn a_journal_from_before_attempts_were_kept_is_read() {
     let root = tempfile::tempdir().expect("a directory");
-    let (mut spool, _) = Spool::open(root.path(), false).expect("opens");
+    let (mut spool, _) = open(root.path(), false);
     let attempts = Attempts::default();
     let returned =
         Record::Returned { task: TaskId(1), retries: 1, memory_deaths: 0, preemptions: 0, preempted: false, attempts };
@@ -71,21 +82,21 @@ fn a_journal_from_before_attempts_were_kept_is_read() {
     drop(spool);
     let journal = std::fs::read_to_string(root.path().join("journal")).expect("text");
     assert!(!journal.contains("attempts"), "without any, the line is as it was: {journal}");
-    let (_spool, restored) = Spool::open(root.path(), false).expect("opens again");
+    let (_spool, restored) = open(root.path(), false);
     assert_eq!((restored.damaged_lines, restored.unfinished[0].retries), (0, 1));
 }
 
 #[test]
 fn a_second_daemon_is_told_that_the_directory_is_in_use() {
     let root = tempfile::tempdir().expect("a directory");
-    let _first = Spool::open(root.path(), false).expect("opens");
+    let _first = open(root.path(), false);
     assert!(matches!(Spool::open(root.path(), false), Err(SpoolError::InUse { .. })));
 }
 
 #[test]
 fn damaged_lines_are_set_aside_and_the_others_count() {
     let root = tempfile::tempdir().expect("a directory");
-    let (mut spool, _) = Spool::open(root.path(), false).expect("opens");
+    let (mut spool, _) = open(root.path(), false);
     spool.append([accepted(1, b"a"), accepted(2, b"b")].iter()).expect("written");
     drop(spool);
     let path = root.path().join("journal");
@@ -94,7 +105,7 @@ fn damaged_lines_are_set_aside_and_the_others_count() {
     journal.push_str("00000000 {\"op\":\"acc");
     std::fs::write(&path, journal).expect("written");
 
-    let (_spool, restored) = Spool::open(root.path(), false).expect("opens all the same");
+    let (_spool, restored) = open(root.path(), false);
     assert_eq!(restored.damaged_lines, 2);
     assert_eq!(restored.unfinished.iter().map(|task| task.id.0).collect::<Vec<_>>(), [2]);
     let aside = std::fs::read_to_string(root.path().join("journal.damaged")).expect("kept");
@@ -106,7 +117,7 @@ fn what_is_kept_of_damaged_lines_has_a_bound() {
     let root = tempfile::tempdir().expect("a directory");
     let garbage = format!("{}\n", "x".repeat(200_000)).repeat(30);
     std::fs::write(root.path().join("journal"), garbage).expect("written");
-    let (_spool, restored) = Spool::open(root.path(), false).expect("opens all the same");
+    let (_spool, restored) = open(root.path(), false);
     assert_eq!(restored.damaged_lines, 30);
     for name in ["journal.damaged", "journal.damaged.1"] {
         let bytes = std::fs::metadata(root.path().join(name)).expect("kept").len();
@@ -117,7 +128,7 @@ fn what_is_kept_of_damaged_lines_has_a_bound() {
 #[test]
 fn files_nobody_owns_are_removed_and_a_dropped_payload_leaves_none() {
     let root = tempfile::tempdir().expect("a directory");
-    let (spool, _) = Spool::open(root.path(), false).expect("opens");
+    let (spool, _) = open(root.path(), false);
     let files = spool.files();
     let mut payload = files.create_payload(TaskId(5)).expect("created");
     payload.write_all(b"x").expect("written");
@@ -126,8 +137,13 @@ fn files_nobody_owns_are_removed_and_a_dropped_payload_leaves_none() {
     files.create_payload(TaskId(6)).expect("created").commit().expect("committed");
     files.create_result(TaskId(6)).expect("created");
     assert!(files.payload_path(TaskId(6)).exists());
+    let cut_short = files.create_payload(TaskId(7)).expect("created");
+    let aside = cut_short.path().to_path_buf();
+    // As after a kill: nobody cleans up.
+    std::mem::forget(cut_short);
     drop(spool);
-    let _reopened = Spool::open(root.path(), false).expect("opens");
+    let _reopened = open(root.path(), false);
+    assert!(!aside.exists(), "what was being received");
     assert!(!files.payload_path(TaskId(6)).exists() && !files.result_path(TaskId(6)).exists());
 }
 

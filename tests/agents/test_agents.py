@@ -1105,10 +1105,13 @@ class Helpers(Scratch):
 
             def lines():
                 with open(path) as file:
-                    return file.read().splitlines()
+                    return [line.split() for line in file]
 
             wait_for(lambda: len(lines()) == 3, "the second start")
-            self.assertEqual(lines(), ["start t-1 1 %d" % pid, "end t-1 1 %d" % pid, "start t-2 2 %d" % pid])
+            runs = [["start", "t-1", "1"], ["end", "t-1", "1"], ["start", "t-2", "2"]]
+            self.assertEqual([line[:4] for line in lines()], [run + [str(pid)] for run in runs])
+            times = [int(line[4]) for line in lines()]
+            self.assertEqual(times, sorted(times))
 
     def test_env_dump_shows_what_it_got(self):
         done = subprocess.run([os.path.join(HERE, "env-dump")], input=b"12345", capture_output=True, timeout=LIMIT_S,

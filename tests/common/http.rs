@@ -205,6 +205,10 @@ impl Request {
         self
     }
 
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     pub fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.path);
         if !self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
