@@ -119,13 +119,15 @@ fn a_tighter_limit_preempts_and_then_kills() {
     let config = CONFIG.replace("LIMIT", "220").replace("WORKERS", "4");
     let profile = PROFILE.replace("AGENTS", "10").replace("checkpoint = true", "checkpoint = false");
     let stubborn = Case::with(&config, &profile).json();
-    for (object, preempts, kills) in [(&roomy, false, false), (&tight, true, false), (&stubborn, false, true)] {
+    // What grows on after a preemption until it is an emergency is killed.
+    for (object, preempts, kills) in [(&roomy, false, false), (&tight, true, true), (&stubborn, false, true)] {
         let did = (count(object, "preempted") > 0, count(object, "killed") > 0);
         let has_incidents = object["memory"]["incidents"].as_u64() > Some(0);
         assert_eq!((did, has_incidents), ((preempts, kills), preempts || kills), "{}", object["total"]);
         assert_eq!(count(object, "accepted"), count(object, "completed") + count(object, "failed"));
         assert_eq!(count(object, "submitted"), count(object, "accepted") + count(object, "refused"));
     }
+    assert!(count(&tight, "killed") < count(&stubborn, "killed"), "{} {}", tight["total"], stubborn["total"]);
     assert!(count(&tight, "completed") < count(&roomy, "completed"), "{}", tight["total"]);
 }
 
