@@ -263,7 +263,7 @@ class Page(unittest.TestCase):
 
     def test_it_fits_a_phone_and_nothing_jumps(self):
         daemon = self.daemon()
-        daemon.ask("POST", "/v1/tasks", {"agent": "an-agent-with-a-name-that-is-longer-than-a-phone-is-wide" * 2})
+        daemon.ask("POST", "/v1/tasks", {"agent": ("an-agent-with-a-name-that-is-longer-than-a-phone-is-wide" * 2)[:64]})
         tab = Tab(self.browser)
         for width in [360, 1280]:
             tab.resize(width, 900)

@@ -27,7 +27,7 @@ const CAPACITY: usize = TEMPLATE.len() + 24 * 1024;
 /// to be.
 const POLICY: &str = "default-src 'none'; \
     style-src 'sha256-uWvUaW1vTsAFj09RDBLQYe4tbbxJZgLxHrPtk51tsEU='; \
-    script-src 'sha256-v9shaPpl1EE+ZTZRDNzQ7bNaa9ds1+x/+li1PAquImE='; \
+    script-src 'sha256-hq6L7Lki9JCvYm+FcaFQ1aBUNoqNE9p/2vvK72Zg4kA='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub fn reply(status: &Status, decisions: &[Decision]) -> Reply {
