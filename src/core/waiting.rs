@@ -117,7 +117,15 @@ impl Core {
                         .map_or(own, |task| Wait::MemoryOfAnother { task }),
                 )
             }
-            _ => Some(own),
+            Wait::Draining
+            | Wait::RetryPause { .. }
+            | Wait::MemoryLevel { .. }
+            | Wait::MemoryOfAnother { .. }
+            | Wait::Breaker { .. }
+            | Wait::AgentPause { .. }
+            | Wait::AgentFull { .. }
+            | Wait::WorkerStarting { .. }
+            | Wait::WorkersBusy { .. } => Some(own),
         }
     }
 

@@ -22,6 +22,7 @@ use crate::scheduler::call::{Control, Follow, StreamItem, StreamLine};
 use crate::sys::clock::Clock;
 use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::eventfd::EventFd;
+use crate::sys::socket::wait_readable;
 
 /// Smaller tokens are those of the listeners.
 const BELL: u64 = LISTENERS_MAX as u64;
@@ -186,12 +187,18 @@ impl Door {
     }
 
     /// Who has said nothing yet, or nothing more, gives way: else a few dozen silent connections would keep everybody out.
+    /// Not one whose request has come and has not been looked at yet.
     fn close_longest_idle(&mut self) {
+        let is_silent = |conn: &Conn| !wait_readable(&*conn.socket, Duration::ZERO).unwrap_or(false);
         let idle = self.held.iter().filter_map(|(id, held)| match held {
-            Held::Reading { conn, deadline } if conn.unread.is_empty() && !conn.is_short() => Some((*deadline, *id)),
+            Held::Reading { conn, deadline } if conn.unread.is_empty() && !conn.is_short() => {
+                Some((*deadline, *id, conn))
+            }
             Held::Reading { .. } | Held::Sending { .. } | Held::Following(_) | Held::Lingering(_) => None,
         });
-        if let Some((_, id)) = idle.min() {
+        let mut idle: Vec<(Duration, u64, &Conn)> = idle.collect();
+        idle.sort_unstable_by_key(|(deadline, id, _)| (*deadline, *id));
+        if let Some((_, id, _)) = idle.into_iter().find(|(.., conn)| is_silent(conn)) {
             self.held.remove(&id);
         }
     }
