@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Core;
-use super::attempts::Attempts;
 use super::event::{Action, Answer, CancelAnswer, Record, Submission};
 use super::governor::Level;
 use super::health::Availability;
@@ -55,6 +54,11 @@ impl Core {
     /// sends it again under the same key.
     pub fn release_key(&mut self, task: TaskId) {
         self.ledger.release_key(task);
+    }
+
+    /// Whether some task, live or finished, was submitted under this key.
+    pub fn knows_key(&self, key: &str) -> bool {
+        self.ledger.by_key(key).is_some()
     }
 
     fn known_by_key(&self, spec: &TaskSpec) -> Option<Result<Submission, Refusal>> {
@@ -193,24 +197,7 @@ impl Core {
             created_ms: self.now.wall_ms,
         }));
         self.queue.push(spec.priority, id);
-        self.ledger.insert(Task {
-            id,
-            spec,
-            waiting_since: self.now.at,
-            created_ms: self.now.wall_ms,
-            started_ms: None,
-            phase: Phase::Queued,
-            retries: 0,
-            memory_deaths: 0,
-            was_stopped_by_memory: false,
-            attempts: Attempts::default(),
-            retry_at: None,
-            preemptions: 0,
-            has_checkpoint: false,
-            is_wait_told: false,
-            progress: None,
-            permit: None,
-        });
+        self.ledger.insert(Task::accepted(id, spec, self.now));
     }
 
     /// Only a critical task evicts, and only the youngest queued skippable heartbeat.
@@ -273,6 +260,11 @@ impl Core {
 
     /// Whatever its worker is being killed for: what is cancelled is not tried again.
     fn cancel_running(&mut self, task: TaskId, worker: WorkerId) {
+        if let Some(task) = self.ledger.get_mut(task)
+            && !std::mem::replace(&mut task.is_cancelled, true)
+        {
+            self.actions.push(Action::Record(Record::CancelRequested { task: task.id }));
+        }
         match self.pool.get_mut(worker).map(|worker| &mut worker.state) {
             Some(WorkerState::Busy { .. }) => self.ask_to_cancel(worker, CancelReason::Requested),
             Some(WorkerState::Dying { verdict, .. }) => *verdict = Verdict::Cancelled,

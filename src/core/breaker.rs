@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::event::Now;
 use super::ids::PermitId;
 use super::settings::BreakerSettings;
 
@@ -80,9 +81,57 @@ pub struct BreakerView {
     pub forced: bool,
 }
 
+/// What of a breaker survives a restart. Failures that did not open it, and successes that did not close it, are
+/// counted anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BreakerMemory {
+    pub phase: RememberedPhase,
+    /// Openings in a row.
+    pub openings: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RememberedPhase {
+    Closed,
+    HalfOpen,
+    /// Until this time of the wall clock, in ms since 1970.
+    Open {
+        until_ms: u64,
+    },
+    /// An operator opened it.
+    Forced,
+}
+
 impl Breaker {
     pub fn new(settings: BreakerSettings) -> Self {
         Breaker { settings, phase: closed(), openings: 0, permits: BTreeMap::new() }
+    }
+
+    pub fn memory(&self, now: Now) -> BreakerMemory {
+        let phase = match self.phase {
+            Phase::Closed { .. } => RememberedPhase::Closed,
+            Phase::HalfOpen { .. } => RememberedPhase::HalfOpen,
+            Phase::Open { until: Until::Forced } => RememberedPhase::Forced,
+            Phase::Open { until: Until::Time(until) } => {
+                RememberedPhase::Open { until_ms: now.wall_ms + until.saturating_sub(now.at).as_millis() as u64 }
+            }
+        };
+        BreakerMemory { phase, openings: self.openings }
+    }
+
+    /// Goes on where the last daemon stopped. However the wall clock was set meanwhile, it is open no longer than its
+    /// pause.
+    pub fn restore(&mut self, memory: BreakerMemory, now: Now) {
+        self.openings = memory.openings;
+        self.phase = match memory.phase {
+            RememberedPhase::Closed => closed(),
+            RememberedPhase::HalfOpen => Phase::HalfOpen { successes: 0, probe: None },
+            RememberedPhase::Forced => Phase::Open { until: Until::Forced },
+            RememberedPhase::Open { until_ms } => {
+                let left = Duration::from_millis(until_ms.saturating_sub(now.wall_ms)).min(self.pause());
+                Phase::Open { until: Until::Time(now.at + left) }
+            }
+        };
     }
 
     pub fn reconfigure(&mut self, settings: BreakerSettings) {

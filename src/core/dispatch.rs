@@ -16,7 +16,7 @@ use super::order::Order;
 use super::pool::{Stage, Worker, WorkerState};
 use super::schedule::Schedule;
 use super::settings::{AgentMode, AgentSettings};
-use super::task::{Assignment, Failure, FailureCode, Priority};
+use super::task::{Assignment, Failure, FailureCode, Outcome, Priority};
 
 /// Workers that will be free soon, so that one waiting task does not call for two.
 struct Promised {
@@ -49,7 +49,7 @@ impl Promised {
 impl Core {
     /// Starts whatever can be started, in the order of service.
     pub(super) fn dispatch(&mut self) {
-        if self.draining.is_some() || self.queue.is_empty() {
+        if self.draining.is_some() || !self.is_journal_writable || self.queue.is_empty() {
             return;
         }
         let mut promised = self.promised();
@@ -323,6 +323,25 @@ impl Core {
             request: assignment.spec.request_id.clone(),
         });
         Some(assignment)
+    }
+
+    /// Takes a start back that was not carried out: the task waits as it did, and no attempt is used up.
+    pub(super) fn unstart(&mut self, id: TaskId, worker: WorkerId) {
+        let Some(task) = self.ledger.get_mut(id) else { return };
+        if !matches!(task.phase, Phase::Running { worker: its, .. } if its == worker) {
+            return;
+        }
+        task.phase = if task.has_checkpoint { Phase::Preempted } else { Phase::Queued };
+        let permit = task.permit.take();
+        self.settle_permit(permit, &Outcome::Cancelled);
+        self.put_back(id);
+        match self.pool.get_mut(worker) {
+            Some(process) if process.agent.mode == AgentMode::Persistent => {
+                process.state = WorkerState::Idle { since: self.now.at };
+            }
+            Some(_) => drop(self.pool.remove(worker)),
+            None => {}
+        }
     }
 
     fn permit_for(&mut self, id: TaskId, worker: WorkerId) -> Option<HeldPermit> {

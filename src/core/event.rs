@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempts::Attempts;
+use super::breaker::BreakerMemory;
 use super::governor::MemorySample;
 use super::ids::{AgentName, PermitId, TaskId, Ticket, WorkerId};
 use super::ledger::FinishedTask;
@@ -47,6 +48,13 @@ pub enum Event {
         timeout: Duration,
     },
     DeadlinePassed,
+    /// Records cannot be kept for now: nothing starts, since a task that ran and of which nobody knows would run again.
+    /// `unstarted`: those whose start was decided in this turn, could not be written, and was not carried out.
+    JournalFailed {
+        unstarted: Vec<(WorkerId, TaskId)>,
+    },
+    /// Everything that is known has been written.
+    JournalWorks,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,9 +130,15 @@ pub enum Record {
         task: TaskId,
         retries: u32,
         memory_deaths: u32,
+        /// Memory has stopped it at least once.
+        by_memory: bool,
         preemptions: u32,
         preempted: bool,
         attempts: Attempts,
+    },
+    /// Somebody wants a running task gone: whatever becomes of the daemon, it does not run again.
+    CancelRequested {
+        task: TaskId,
     },
     Finished(Arc<FinishedTask>),
     /// What a task of this agent was seen to need at most.
@@ -132,8 +146,32 @@ pub enum Record {
         agent: AgentName,
         peak_bytes: u64,
     },
+    Breaker {
+        name: Arc<str>,
+        memory: BreakerMemory,
+    },
     /// Past its retention: its result may go.
     Forgotten {
         task: TaskId,
     },
+}
+
+/// Takes out of a turn's actions what would start a task: its record could not be written. For [`Event::JournalFailed`].
+pub fn take_starts(actions: &mut Vec<Action>) -> Vec<(WorkerId, TaskId)> {
+    let mut starts = Vec::new();
+    actions.retain(|action| match action {
+        Action::Worker(worker, Order::Spawn { task: Some(assignment), .. } | Order::Assign(assignment)) => {
+            starts.push((*worker, assignment.task));
+            false
+        }
+        Action::Notice(Notice::TaskStarted { .. }) => false,
+        Action::Worker(..)
+        | Action::Record(_)
+        | Action::Answer(..)
+        | Action::Finished(_)
+        | Action::Notice(_)
+        | Action::Beat(_)
+        | Action::Drained => true,
+    });
+    starts
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempts::Attempts;
+use super::event::Now;
 use super::ids::{PermitId, TaskId, WorkerId};
-use super::task::{Outcome, Payload, Priority, Progress, ResultPlace, TaskSpec, TaskState};
+use super::task::{Outcome, Payload, Priority, Progress, ResultPlace, Stored, TaskSpec, TaskState};
 
 /// Memory that finished tasks may hold in all, whatever the retention: the daemon stays small after any burst.
 pub const FINISHED_BYTES_MAX: usize = 1024 * 1024;
@@ -36,6 +37,8 @@ pub struct Task {
     pub has_checkpoint: bool,
     /// Memory has stopped it before: it was preempted or killed for that.
     pub was_stopped_by_memory: bool,
+    /// It runs, and somebody wants it gone.
+    pub is_cancelled: bool,
     /// It was said that it waits for memory.
     pub is_wait_told: bool,
     pub progress: Option<Progress>,
@@ -63,6 +66,28 @@ pub enum Phase {
 }
 
 impl Task {
+    pub fn accepted(id: TaskId, spec: Arc<TaskSpec>, now: Now) -> Task {
+        Task {
+            id,
+            spec,
+            waiting_since: now.at,
+            created_ms: now.wall_ms,
+            started_ms: None,
+            phase: Phase::Queued,
+            retries: 0,
+            memory_deaths: 0,
+            attempts: Attempts::default(),
+            retry_at: None,
+            preemptions: 0,
+            has_checkpoint: false,
+            was_stopped_by_memory: false,
+            is_cancelled: false,
+            is_wait_told: false,
+            progress: None,
+            permit: None,
+        }
+    }
+
     pub fn state(&self) -> TaskState {
         match self.phase {
             Phase::Queued => TaskState::Queued,
@@ -99,11 +124,16 @@ pub struct FinishedTask {
 }
 
 impl FinishedTask {
+    /// Its result lies in the spool's file of it.
+    pub fn has_result_file(&self) -> bool {
+        matches!(&self.outcome, Outcome::Completed(result) if result.is_file())
+    }
+
     fn memory(&self) -> usize {
         let texts = match &self.outcome {
             Outcome::Completed(result) => match &result.place {
                 ResultPlace::Inline(bytes) => bytes.len(),
-                ResultPlace::File { .. } => 0,
+                ResultPlace::File(_) => 0,
             },
             Outcome::Failed(failure) => {
                 failure.message.len()
@@ -121,7 +151,7 @@ impl FinishedTask {
         match &self.outcome {
             Outcome::Completed(result) => match result.place {
                 ResultPlace::Inline(_) => 0,
-                ResultPlace::File { bytes } => bytes,
+                ResultPlace::File(stored) => stored.bytes,
             },
             Outcome::Failed(_) | Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted => 0,
         }
@@ -261,13 +291,13 @@ impl Ledger {
 }
 
 /// The finished form of a task that has left the live ones.
-pub fn finished(task: &Task, outcome: Outcome, now: super::event::Now, peak_rss_bytes: Option<u64>) -> FinishedTask {
+pub fn finished(task: &Task, outcome: Outcome, now: Now, peak_rss_bytes: Option<u64>) -> FinishedTask {
     let (worker, run_time) = match task.phase {
         Phase::Running { worker, since } => (Some(worker), Some(now.at.saturating_sub(since))),
         Phase::Queued | Phase::Preempted => (None, None),
     };
     let mut spec = TaskSpec::clone(&task.spec);
-    spec.payload = Payload::File { bytes: spec.payload.bytes() };
+    spec.payload = Payload::File(Stored::unchecked(spec.payload.bytes()));
     FinishedTask {
         id: task.id,
         spec,
@@ -287,14 +317,13 @@ pub fn finished(task: &Task, outcome: Outcome, now: super::event::Now, peak_rss_
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::event::Now;
     use crate::core::task::{Failure, FailureCode, PayloadKind, Priority};
 
     fn ended(id: u64, text: usize) -> Arc<FinishedTask> {
         let spec = TaskSpec {
             agent: Arc::from("a"),
             priority: Priority::Normal,
-            payload: Payload::File { bytes: 3 },
+            payload: Payload::File(Stored::unchecked(3)),
             payload_kind: PayloadKind::Raw,
             timeout: Duration::from_secs(1),
             max_retries: 0,
@@ -304,24 +333,7 @@ mod tests {
             request_id: Arc::from("r"),
             schedule: None,
         };
-        let task = Task {
-            id: TaskId(id),
-            spec: Arc::new(spec),
-            waiting_since: Duration::ZERO,
-            created_ms: 0,
-            started_ms: None,
-            phase: Phase::Queued,
-            retries: 0,
-            memory_deaths: 0,
-            was_stopped_by_memory: false,
-            attempts: Attempts::default(),
-            retry_at: None,
-            preemptions: 0,
-            has_checkpoint: false,
-            is_wait_told: false,
-            progress: None,
-            permit: None,
-        };
+        let task = Task::accepted(TaskId(id), Arc::new(spec), Now { at: Duration::ZERO, wall_ms: 0 });
         let failure = Failure::new(FailureCode::AgentFailed, "x".repeat(text));
         let now = Now { at: Duration::from_secs(id), wall_ms: id };
         Arc::new(finished(&task, Outcome::Failed(Box::new(failure)), now, None))
@@ -332,24 +344,8 @@ mod tests {
         let mut ledger = Ledger::default();
         let done = ended(1, 0);
         let key = done.spec.idempotency_key.clone().expect("it has one");
-        ledger.insert(Task {
-            id: done.id,
-            spec: Arc::new(done.spec.clone()),
-            waiting_since: Duration::ZERO,
-            created_ms: 0,
-            started_ms: None,
-            phase: Phase::Queued,
-            retries: 0,
-            memory_deaths: 0,
-            attempts: Attempts::default(),
-            retry_at: None,
-            was_stopped_by_memory: false,
-            preemptions: 0,
-            has_checkpoint: false,
-            is_wait_told: false,
-            progress: None,
-            permit: None,
-        });
+        let start = Now { at: Duration::ZERO, wall_ms: 0 };
+        ledger.insert(Task::accepted(done.id, Arc::new(done.spec.clone()), start));
         assert_eq!(ledger.by_key(&key), Some(done.id));
         ledger.release_key(done.id);
         assert_eq!(ledger.by_key(&key), None);

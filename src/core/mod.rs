@@ -40,7 +40,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attempts::Attempt;
-use breaker::{Breaker, BreakerState};
+use breaker::{Breaker, BreakerMemory, BreakerState, RememberedPhase};
 use estimate::RunTimes;
 use event::{Action, Answer, BreakerAnswer, BreakerRequest, Event, Now, Record};
 use footprint::Footprints;
@@ -69,6 +69,8 @@ pub struct Core {
     run_times: RunTimes,
     footprints: Footprints,
     draining: Option<Draining>,
+    /// Starts are kept through a crash.
+    is_journal_writable: bool,
     last_permit: u64,
     /// Of the event being handled.
     now: Now,
@@ -107,6 +109,7 @@ impl Core {
             run_times: RunTimes::default(),
             footprints: Footprints::default(),
             draining: None,
+            is_journal_writable: true,
             last_permit: 0,
             now,
             actions: Vec::new(),
@@ -130,6 +133,11 @@ impl Core {
             Event::Reconfigured(settings) => self.reconfigure(*settings),
             Event::DrainRequested { timeout } => self.drain(timeout),
             Event::DeadlinePassed => {}
+            Event::JournalFailed { unstarted } => {
+                self.is_journal_writable = false;
+                unstarted.into_iter().for_each(|(worker, task)| self.unstart(task, worker));
+            }
+            Event::JournalWorks => self.is_journal_writable = true,
         }
         self.pass_deadlines();
         self.dispatch();
@@ -165,8 +173,12 @@ impl Core {
     }
 
     fn adopt_breakers_and_schedules(&mut self) {
+        let is_gone = |name: &&Arc<str>| !self.settings.breakers.contains_key(*name);
+        for name in self.breakers.keys().filter(is_gone).cloned().collect::<Vec<_>>() {
+            self.breakers.remove(&name);
+            self.forget_breaker(name);
+        }
         let settings = &self.settings;
-        self.breakers.retain(|name, _| settings.breakers.contains_key(name));
         for (name, breaker) in &settings.breakers {
             match self.breakers.get_mut(name) {
                 Some(known) => known.reconfigure(breaker.clone()),
@@ -236,7 +248,14 @@ impl Core {
             }
             BreakerRequest::Success(permit) => reported(breaker.success(permit)),
             BreakerRequest::Failure(permit) => reported(breaker.failure(now, permit)),
-            BreakerRequest::ForceOpen => (BreakerAnswer::Done, breaker.force_open()),
+            BreakerRequest::ForceOpen => {
+                let transition = breaker.force_open();
+                if transition.is_none() {
+                    // It was open, and is for good now.
+                    self.record_breaker(name);
+                }
+                (BreakerAnswer::Done, transition)
+            }
             BreakerRequest::ForceClose => (BreakerAnswer::Done, breaker.force_close()),
         };
         self.note_transition(name, transition);
@@ -246,12 +265,25 @@ impl Core {
     fn note_transition(&mut self, name: &Arc<str>, transition: Option<BreakerState>) {
         let (Some(to), Some(breaker)) = (transition, self.breakers.get(name)) else { return };
         let view = breaker.view(self.now.at);
+        self.record_breaker(name);
         self.notice(Notice::Circuit {
             breaker: name.clone(),
             to,
             openings: view.openings,
             retry_after: view.retry_after,
         });
+    }
+
+    /// One that is not configured any more does not come back as it was.
+    fn forget_breaker(&mut self, name: Arc<str>) {
+        let memory = BreakerMemory { phase: RememberedPhase::Closed, openings: 0 };
+        self.actions.push(Action::Record(Record::Breaker { name, memory }));
+    }
+
+    fn record_breaker(&mut self, name: &Arc<str>) {
+        let Some(breaker) = self.breakers.get(name) else { return };
+        let memory = breaker.memory(self.now);
+        self.actions.push(Action::Record(Record::Breaker { name: name.clone(), memory }));
     }
 
     /// Ends a task that is waiting or whose worker is done with it.
@@ -353,6 +385,7 @@ impl Core {
             task: id,
             retries: task.retries,
             memory_deaths: task.memory_deaths,
+            by_memory: task.was_stopped_by_memory,
             preemptions: task.preemptions,
             preempted: task.phase == Phase::Preempted,
             attempts: task.attempts.clone(),

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::Core;
 use super::attempts::Attempts;
-use super::event::{Action, Record};
+use super::breaker::{BreakerMemory, RememberedPhase};
+use super::event::{Action, Now, Record};
 use super::ids::{AgentName, TaskId};
 use super::ledger::{FinishedTask, Phase, Task};
-use super::task::{Failure, FailureCode, TaskSpec};
+use super::task::{Failure, FailureCode, Outcome, TaskSpec};
 
 /// A task that had not ended when the last daemon did.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,10 +20,15 @@ pub struct Unfinished {
     pub started_ms: Option<u64>,
     pub retries: u32,
     pub memory_deaths: u32,
+    /// Memory has stopped it at least once.
+    pub by_memory: bool,
     pub attempts: Attempts,
     pub preemptions: u32,
     pub state: UnfinishedState,
+    pub is_cancelled: bool,
     pub has_checkpoint: bool,
+    /// Why its payload is not to be had, for the one who submitted it.
+    pub lost: Option<Box<str>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,15 +41,33 @@ pub enum UnfinishedState {
 }
 
 impl Unfinished {
+    pub fn accepted(id: TaskId, spec: Arc<TaskSpec>, created_ms: u64) -> Unfinished {
+        Unfinished {
+            id,
+            spec,
+            created_ms,
+            started_ms: None,
+            retries: 0,
+            memory_deaths: 0,
+            by_memory: false,
+            attempts: Attempts::default(),
+            preemptions: 0,
+            state: UnfinishedState::Queued,
+            is_cancelled: false,
+            has_checkpoint: false,
+            lost: None,
+        }
+    }
+
     /// The records that lead to this state.
     pub fn records(&self) -> Vec<Record> {
         let (task, retries, memory_deaths, preemptions) = (self.id, self.retries, self.memory_deaths, self.preemptions);
         let mut records = vec![Record::Accepted { task, spec: self.spec.clone(), created_ms: self.created_ms }];
         records.extend(self.started_ms.map(|started_ms| Record::Started { task, started_ms }));
-        let attempts = &self.attempts;
+        let (attempts, by_memory) = (&self.attempts, self.by_memory);
         let returned = |preempted| {
             let attempts = attempts.clone();
-            Record::Returned { task, retries, memory_deaths, preemptions, preempted, attempts }
+            Record::Returned { task, retries, memory_deaths, by_memory, preemptions, preempted, attempts }
         };
         match self.state {
             UnfinishedState::Queued => {}
@@ -54,24 +78,30 @@ impl Unfinished {
                 records.extend(self.started_ms.map(|started_ms| Record::Started { task, started_ms }));
             }
         }
+        records.extend(self.is_cancelled.then_some(Record::CancelRequested { task }));
         records
     }
 }
 
 impl Core {
     /// The shortest list of records that says how everything stands.
-    pub fn records(&self) -> Vec<Record> {
+    pub fn records(&self) -> impl Iterator<Item = Record> {
         let finished = self.ledger.finished_in_order().map(|task| Record::Finished(task.clone()));
         let footprints =
             self.footprints.iter().map(|(agent, peak_bytes)| Record::Footprint { agent: agent.clone(), peak_bytes });
-        finished.chain(footprints).chain(self.ledger.live().flat_map(|task| self.unfinished(task).records())).collect()
+        let breakers = self.breakers.iter().map(|(name, breaker)| (name, breaker.memory(self.now)));
+        let breakers = breakers
+            .filter(|(_, memory)| memory.phase != RememberedPhase::Closed)
+            .map(|(name, memory)| Record::Breaker { name: name.clone(), memory });
+        finished.chain(footprints).chain(breakers).chain(self.ledger.live().flat_map(|task| self.unfinished(task).records()))
     }
 
     fn unfinished(&self, task: &Task) -> Unfinished {
         let state = match task.phase {
             Phase::Running { .. } => UnfinishedState::Running,
             Phase::Preempted => UnfinishedState::Preempted,
-            Phase::Queued if task.retries > 0 => UnfinishedState::Returned,
+            // It has been started, and came back.
+            Phase::Queued if task.started_ms.is_some() || task.retries > 0 => UnfinishedState::Returned,
             Phase::Queued => UnfinishedState::Queued,
         };
         Unfinished {
@@ -81,10 +111,13 @@ impl Core {
             started_ms: task.started_ms,
             retries: task.retries,
             memory_deaths: task.memory_deaths,
+            by_memory: task.was_stopped_by_memory,
             attempts: task.attempts.clone(),
             preemptions: task.preemptions,
             state,
+            is_cancelled: task.is_cancelled,
             has_checkpoint: task.has_checkpoint,
+            lost: None,
         }
     }
 
@@ -119,9 +152,19 @@ impl Core {
         }
     }
 
+    /// How the breakers stood; of those that are still configured.
+    pub fn restore_breakers(&mut self, breakers: Vec<(Arc<str>, BreakerMemory)>) {
+        for (name, memory) in breakers {
+            match self.breakers.get_mut(&name) {
+                Some(breaker) => breaker.restore(memory, self.now),
+                None => self.forget_breaker(name),
+            }
+        }
+    }
+
     fn restore_one(&mut self, task: Unfinished) {
         let Unfinished { id, spec, created_ms, started_ms, retries, memory_deaths, preemptions, .. } = task;
-        let Unfinished { attempts, state, has_checkpoint, .. } = task;
+        let Unfinished { attempts, by_memory, state, is_cancelled, has_checkpoint, lost, .. } = task;
         let (priority, max_retries) = (spec.priority, spec.max_retries);
         let phase = match state {
             UnfinishedState::Preempted => Phase::Preempted,
@@ -129,23 +172,23 @@ impl Core {
             UnfinishedState::Queued | UnfinishedState::Returned | UnfinishedState::Running => Phase::Queued,
         };
         self.ledger.insert(Task {
-            id,
-            spec,
-            waiting_since: self.now.at,
-            created_ms,
             started_ms,
             phase,
             retries,
             memory_deaths,
-            was_stopped_by_memory: memory_deaths > 0,
+            was_stopped_by_memory: by_memory || memory_deaths > 0,
             attempts: attempts.clone(),
-            retry_at: None,
             preemptions,
             has_checkpoint,
-            is_wait_told: false,
-            progress: None,
-            permit: None,
+            ..Task::accepted(id, spec, Now { wall_ms: created_ms, ..self.now })
         });
+        if is_cancelled {
+            return self.finish(id, Outcome::Cancelled, None);
+        }
+        if let Some(why) = lost {
+            let message = format!("its payload is lost, {why}: submit the task again");
+            return self.fail_attempt(id, Failure::new(FailureCode::SpawnFailed, message), false, None);
+        }
         match state {
             UnfinishedState::Queued => self.queue.push(priority, id),
             UnfinishedState::Returned | UnfinishedState::Preempted => {
@@ -157,6 +200,7 @@ impl Core {
                     task: id,
                     retries,
                     memory_deaths,
+                    by_memory,
                     preemptions,
                     preempted: true,
                     attempts,

@@ -55,18 +55,32 @@ impl FromStr for Priority {
     }
 }
 
+/// What a whole file of the spool holds: how a torn or damaged one is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub bytes: u64,
+    /// CRC-32 (ISO 3309) of all of it; `None` where none was kept.
+    pub crc: Option<u32>,
+}
+
+impl Stored {
+    pub fn unchecked(bytes: u64) -> Stored {
+        Stored { bytes, crc: None }
+    }
+}
+
 /// Where a payload is. Small ones travel with the task, large ones stay in the spool's payload file of that task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload {
     Inline(Arc<[u8]>),
-    File { bytes: u64 },
+    File(Stored),
 }
 
 impl Payload {
     pub fn bytes(&self) -> u64 {
         match self {
             Payload::Inline(bytes) => bytes.len() as u64,
-            Payload::File { bytes } => *bytes,
+            Payload::File(stored) => stored.bytes,
         }
     }
 }
@@ -178,14 +192,18 @@ pub struct ResultRef {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResultPlace {
     Inline(Arc<[u8]>),
-    File { bytes: u64 },
+    File(Stored),
 }
 
 impl ResultRef {
+    pub fn is_file(&self) -> bool {
+        matches!(self.place, ResultPlace::File(_))
+    }
+
     pub fn bytes(&self) -> u64 {
         match &self.place {
             ResultPlace::Inline(bytes) => bytes.len() as u64,
-            ResultPlace::File { bytes } => *bytes,
+            ResultPlace::File(stored) => stored.bytes,
         }
     }
 }

@@ -191,6 +191,11 @@ impl Core {
         self.breakers.get(name).map(|breaker| breaker.view(now.at))
     }
 
+    /// The task this worker has.
+    pub fn worker_task(&self, worker: WorkerId) -> Option<TaskId> {
+        self.pool.get(worker)?.task()
+    }
+
     pub fn task(&self, id: TaskId) -> Option<TaskView> {
         match self.ledger.get(id) {
             Some(task) => Some(self.live_view(task)),

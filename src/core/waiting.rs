@@ -16,6 +16,8 @@ use super::pool::Worker;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Wait {
     Draining,
+    /// The journal cannot be written, and its start would not be known after a crash.
+    Storage,
     /// Its last attempt failed.
     RetryPause {
         retry_after: Duration,
@@ -58,6 +60,7 @@ impl Wait {
     pub fn name(&self) -> &'static str {
         match self {
             Wait::Draining => "draining",
+            Wait::Storage => "storage",
             Wait::RetryPause { .. } => "retry_pause",
             Wait::MemoryLevel { .. } => "memory_level",
             Wait::Memory(_) => "memory",
@@ -77,6 +80,9 @@ impl fmt::Display for Wait {
         let seconds = |wait: &Duration| wait.as_secs_f64().ceil();
         match self {
             Wait::Draining => write!(f, "the daemon stops; it runs after the next start"),
+            Wait::Storage => {
+                write!(f, "the journal cannot be written, and nothing starts until it can: /health has the error")
+            }
             Wait::RetryPause { retry_after } => {
                 write!(f, "its last attempt failed, and it is tried again in {} s", seconds(retry_after))
             }
@@ -118,6 +124,7 @@ impl Core {
                 )
             }
             Wait::Draining
+            | Wait::Storage
             | Wait::RetryPause { .. }
             | Wait::MemoryLevel { .. }
             | Wait::MemoryOfAnother { .. }
@@ -143,6 +150,9 @@ impl Core {
         let name = &agent.name;
         if self.draining.is_some() {
             return Wait::Draining;
+        }
+        if !self.is_journal_writable {
+            return Wait::Storage;
         }
         if let Some(retry_after) = self.retry_pause(task.id) {
             return Wait::RetryPause { retry_after };

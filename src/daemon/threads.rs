@@ -183,6 +183,7 @@ fn start(
     let (unfinished, finished) = (restored.unfinished.len(), restored.finished.len());
     let mut core = Core::new(settings::settings(&config), now);
     core.restore_footprints(restored.footprints);
+    core.restore_breakers(restored.breakers);
     let actions = core.restore(restored.finished, restored.unfinished);
 
     let syncer = if spool.is_synchronous() {
@@ -208,7 +209,8 @@ fn start(
         Enforcement { psi: monitor.hears_stalls(), urgency: sys::priority::possible_urgency(), ..enforcement };
     let scheduler = Scheduler::new(core, actions, spool, ports, clock, status.clone())
         .with_enforcement(enforcement)
-        .with_reserve(min_free_disk.clone());
+        .with_reserve(min_free_disk.clone())
+        .with_trouble(restored.trouble);
     let door_settings = DoorSettings {
         max_connections,
         head_timeout: settings::ms(config.gateway.head_timeout_ms),

@@ -89,19 +89,18 @@ impl<'a> Body<'a> {
         if self.left <= INLINE_PAYLOAD_MAX as u64 {
             return Ok(Payload::Inline(self.read_all()?.into()));
         }
-        let bytes = self.left;
         let mut file = files.create_payload(task).map_err(|error| unstored(&error))?;
         let mut buffer = [0_u8; 16 * 1024];
         while self.left > 0 {
             let count = self.read(&mut buffer).map_err(|error| self.unread(&error))?;
             file.write_all(&buffer[..count]).map_err(|error| unstored(&error))?;
         }
-        file.commit().map_err(|error| {
+        let stored = file.commit().map_err(|error| {
             // It may have its name already, and not be safe under it.
             files.remove_inputs(task);
             unstored(&error)
         })?;
-        Ok(Payload::File { bytes })
+        Ok(Payload::File(stored))
     }
 
     /// What has not been read of it; `None`: the rest does not come.

@@ -67,7 +67,7 @@ pub fn task(view: &TaskView) -> Value {
                 put(&mut object, "result", serde_json::from_slice::<Value>(bytes).ok());
             }
             (ResultPlace::Inline(_), true) => put(&mut object, "resultBytes", Some(result.bytes())),
-            (ResultPlace::Inline(_), false) | (ResultPlace::File { .. }, _) => {
+            (ResultPlace::Inline(_), false) | (ResultPlace::File(_), _) => {
                 put(&mut object, "resultBytes", Some(result.bytes()));
             }
         },

@@ -15,7 +15,7 @@ use crate::core::task::{Outcome, ResultPlace, ResultRef};
 use crate::core::view::{HealthView, Snapshot};
 use crate::metrics::{HttpMetrics, Metrics, exposition};
 use crate::scheduler::call::{Answer, Follow, Status, StorageStatus};
-use crate::spool::Files;
+use crate::spool::{Files, Lost};
 use crate::sys;
 
 pub enum Rendered {
@@ -123,16 +123,20 @@ fn stored_result(view: &TaskView, result: &ResultRef, files: &Files) -> Reply {
     match &result.place {
         ResultPlace::Inline(bytes) if result.is_json => Reply::bytes(200, JSON, bytes.to_vec()),
         ResultPlace::Inline(bytes) => Reply::bytes(200, BYTES, bytes.to_vec()),
-        ResultPlace::File { bytes } => match files.open_result(view.id) {
+        ResultPlace::File(stored) => match files.open_result(view.id, *stored) {
             Ok(file) => Reply {
                 status: 200,
                 content_type: if result.is_json { JSON } else { BYTES },
                 headers: Vec::new(),
-                body: Body::File(FilePart { file, offset: 0, left: *bytes }),
+                body: Body::File(FilePart { file, offset: 0, left: stored.bytes }),
             },
-            Err(error) => {
+            Err(Lost::Unknown(error)) => {
                 let message = format!("the result of {} cannot be read: {error}; look into daemon.state_dir", view.id);
                 Problem::new(500, "internal", message).into()
+            }
+            Err(lost) => {
+                let message = format!("the result of {} is lost, {lost}: submit the task again", view.id);
+                Problem::new(410, "result_lost", message).into()
             }
         },
     }

@@ -14,7 +14,7 @@ use super::head::{Head, cut, idempotency_key};
 use super::query::Query;
 use crate::core::ids::TaskId;
 use crate::core::limits::INLINE_PAYLOAD_MAX;
-use crate::core::task::{Payload, PayloadKind, Priority};
+use crate::core::task::{Payload, PayloadKind, Priority, Stored};
 use crate::scheduler::call::Draft;
 use crate::spool::Files;
 
@@ -119,7 +119,7 @@ pub fn raw(
     let draft = Draft {
         agent: agent_name(&agent)?,
         priority: query.take("priority").map(|text| priority(&text)).transpose()?,
-        payload: Payload::File { bytes: 0 },
+        payload: Payload::File(Stored::unchecked(0)),
         payload_kind: if is_json(head) { PayloadKind::Json } else { PayloadKind::Raw },
         timeout: query.take_seconds("timeoutS")?.map(|seconds| timeout("timeoutS", seconds)).transpose()?,
         max_retries: query.take_number("maxRetries", 0, u64::from(RETRIES_MAX))?.map(max_retries).transpose()?,
@@ -138,7 +138,7 @@ pub fn raw_payload(kind: PayloadKind, body: &mut Body<'_>, task: TaskId, files: 
     if kind == PayloadKind::Json {
         let checked: Result<IgnoredAny, _> = match &payload {
             Payload::Inline(bytes) => serde_json::from_slice(bytes),
-            Payload::File { .. } => {
+            Payload::File(_) => {
                 let file = files.open_payload(task).map_err(|error| {
                     files.remove_inputs(task);
                     unstored(&error)
@@ -191,7 +191,7 @@ fn store(payload: &[u8], task: TaskId, files: &Files) -> Result<Payload, Problem
         file.write_all(payload)?;
         file.commit()
     });
-    written.map(|()| Payload::File { bytes: payload.len() as u64 }).map_err(|error| {
+    written.map(Payload::File).map_err(|error| {
         files.remove_inputs(task);
         unstored(&error)
     })

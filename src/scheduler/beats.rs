@@ -49,7 +49,7 @@ impl<W: Send + 'static> Scheduler<W> {
             file.commit()
         });
         match written {
-            Ok(()) => Payload::File { bytes: schedule.payload.len() as u64 },
+            Ok(stored) => Payload::File(stored),
             // The configuration holds it all the same, so it may travel in memory this once.
             Err(_) => Payload::Inline(schedule.payload.clone()),
         }

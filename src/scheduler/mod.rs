@@ -6,6 +6,8 @@
 mod beats;
 pub mod board;
 pub mod call;
+mod calls;
+mod held;
 pub mod history;
 mod probe;
 mod report;
@@ -23,7 +25,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, at, never, select_biased};
 
 use crate::core::Core;
-use crate::core::event::{Action, Answer as CoreAnswer, Event, Now, Record, Submission};
+use crate::core::event::{Action, CancelAnswer, Event, Now, Record, take_starts};
 use crate::core::governor;
 use crate::core::ids::{TaskId, Ticket};
 use crate::core::notice::Notice;
@@ -34,7 +36,8 @@ use crate::sys::clock::{Clock, wall_ms};
 use crate::sys::eventfd::EventFd;
 use crate::worker::SupervisorHandle;
 use board::HealthBoard;
-use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply, Request, Status, Why};
+use call::{Answer, Call, ConfigStatus, Control, Decision, Enforcement, Reply};
+use held::Held;
 use history::History;
 use storage::Storage;
 pub use streams::StreamPort;
@@ -96,6 +99,7 @@ pub struct Scheduler<W> {
     /// Actions of this turn, performed together: one write for all their records.
     actions: Vec<Action>,
     storage: Storage,
+    held: Held,
     /// The journal could not be synced.
     sync_failed_rx: Receiver<SyncFailed>,
     is_stopping: bool,
@@ -126,12 +130,14 @@ impl<W: Send + 'static> Scheduler<W> {
         let gone = Gone::new(ports.calls_rx.capacity().unwrap_or_default());
         metrics.know_agents(core.settings().agents.keys());
         let storage = Storage::new(spool.root().to_path_buf());
+        let held = Held::new(ports.syncer.as_ref().map(Syncer::kept));
         Scheduler {
             core,
             files: spool.files(),
             ids: spool.ids(),
             spool,
             storage,
+            held,
             sync_failed_rx: ports.syncer.as_ref().map_or_else(never, |syncer| syncer.failed_rx.clone()),
             streams: Streams::new(ports.streams.clone()),
             watching: Watching::new(ports.monitor.clone()),
@@ -168,8 +174,18 @@ impl<W: Send + 'static> Scheduler<W> {
         self
     }
 
+    /// The journal could not be written at the start.
+    pub fn with_trouble(mut self, trouble: Option<String>) -> Self {
+        if let Some(error) = trouble {
+            self.journal_failed(error);
+        }
+        self
+    }
+
     /// Runs until [`Control::Stop`], or until nobody can send any more.
     pub fn run(mut self) {
+        // Before anything starts.
+        self.tell_journal_failed(Vec::new());
         self.step(Event::DeadlinePassed);
         self.perform();
         while !self.is_stopping {
@@ -181,6 +197,7 @@ impl<W: Send + 'static> Scheduler<W> {
                 self.perform();
                 self.time_out_waiting();
                 self.retry_storage();
+                self.sync_overdue();
             }
         }
         self.dismiss_waiting();
@@ -196,6 +213,10 @@ impl<W: Send + 'static> Scheduler<W> {
         }
         while let Ok(failed) = self.sync_failed_rx.try_recv() {
             self.sync_failed(failed);
+            taken += 1;
+        }
+        while let Some(kept) = self.held.next_kept() {
+            self.file_kept(kept);
             taken += 1;
         }
         for _ in 0..TURN_MAX {
@@ -227,6 +248,10 @@ impl<W: Send + 'static> Scheduler<W> {
                 // The thread is gone, and another end of it is told elsewhere.
                 Err(_) => self.sync_failed_rx = never(),
             },
+            recv(self.held.kept_rx) -> kept => match kept {
+                Ok(kept) => self.file_kept(kept),
+                Err(_) => self.held.kept_rx = never(),
+            },
             recv(self.ports.reports_rx) -> report => match report {
                 Ok(report) => self.report(report),
                 Err(_) => return false,
@@ -242,7 +267,8 @@ impl<W: Send + 'static> Scheduler<W> {
 
     fn next_wake(&self) -> Option<Duration> {
         let waiting = self.waiting.iter().map(|waiting| waiting.until).min();
-        [self.core.next_deadline(), waiting, self.storage.next_wake()].into_iter().flatten().min()
+        let syncer = self.ports.syncer.as_ref().and_then(Syncer::overdue_at);
+        [self.core.next_deadline(), waiting, self.storage.next_wake(), syncer].into_iter().flatten().min()
     }
 
     fn is_due(&self) -> bool {
@@ -261,12 +287,6 @@ impl<W: Send + 'static> Scheduler<W> {
         } else {
             self.actions.extend(actions);
         }
-    }
-
-    fn report(&mut self, report: WorkerReport) {
-        self.watching.reported(&report);
-        self.step(Event::Worker(report));
-        self.perform();
     }
 
     fn control(&mut self, control: Control) {
@@ -297,126 +317,38 @@ impl<W: Send + 'static> Scheduler<W> {
         self.perform();
     }
 
-    fn call(&mut self, call: Call<W>) {
-        let Call { from, waiter, request } = call;
-        let mut caller = Caller { from, waiter, wait: None, breaker: None, task: None };
-        let event = match request {
-            Request::Submit { task, draft, wait } => {
-                if let Some(answer) = self.storage_refusal() {
-                    self.files.remove_inputs(task);
-                    self.note_refused_for_storage(*draft, &answer);
-                    return self.reply(caller.waiter, answer);
-                }
-                caller.wait = wait;
-                caller.task = Some(task);
-                let spec = Box::new(draft.complete(self.core.settings()));
-                Event::Submitted { ticket: CALLER, task, spec }
-            }
-            Request::Probe { task, draft } => {
-                let answer = self.probe(task, draft);
-                return self.reply(caller.waiter, answer);
-            }
-            Request::Cancel { task } => {
-                caller.task = Some(task);
-                Event::CancelRequested { ticket: CALLER, task }
-            }
-            Request::Breaker { name, request } => {
-                caller.breaker = Some(name.clone());
-                Event::Breaker { ticket: CALLER, name, request }
-            }
-            query @ (Request::Task { .. }
-            | Request::Tasks(_)
-            | Request::Status
-            | Request::Overview { .. }
-            | Request::Health
-            | Request::Scrape
-            | Request::Decisions { .. }
-            | Request::Why { .. }
-            | Request::Ping) => {
-                if matches!(query, Request::Status | Request::Overview { .. } | Request::Health | Request::Scrape) {
-                    self.look_at_storage();
-                }
-                let answer = self.query(query);
-                return self.reply(caller.waiter, answer);
-            }
-        };
-        self.caller = Some(caller);
-        self.step(event);
-        self.perform();
-    }
-
-    fn query(&self, query: Request) -> Answer {
-        match query {
-            Request::Task { task } => Answer::Task(self.core.task(task).map(Box::new)),
-            Request::Tasks(filter) => Answer::Tasks(self.core.tasks(&filter)),
-            Request::Status => Answer::Status(Box::new(self.status())),
-            Request::Overview { decisions } => {
-                Answer::Overview(Box::new(self.status()), self.last_decisions(decisions))
-            }
-            Request::Health => {
-                self.publish_health();
-                Answer::Health { health: self.core.health(), storage: self.storage.status() }
-            }
-            Request::Scrape => Answer::Scrape(Box::new((self.metrics.clone(), self.core.snapshot(self.now())))),
-            Request::Decisions { limit } => Answer::Decisions(self.last_decisions(limit)),
-            Request::Why { task } => Answer::Why(self.core.task(task).map(|view| {
-                let about = |decision: &&Decision| decision.notice.task() == Some(task);
-                let decisions = self.decisions.iter().rev().filter(about).cloned().collect();
-                Box::new(Why { view, wait: self.core.waits_for(task), decisions })
-            })),
-            Request::Submit { .. }
-            | Request::Probe { .. }
-            | Request::Cancel { .. }
-            | Request::Breaker { .. }
-            | Request::Ping => Answer::Pong,
-        }
-    }
-
-    fn status(&self) -> Status {
-        let now = self.now();
-        Status {
-            snapshot: self.core.snapshot(now),
-            config: self.config.clone(),
-            uptime: now.at,
-            storage: self.storage.status(),
-            enforcement: self.enforcement.clone(),
-            history: self.history.peaks(now.at),
-        }
-    }
-
-    /// Newest first.
-    fn last_decisions(&self, limit: usize) -> Vec<Decision> {
-        self.decisions.iter().rev().take(limit).cloned().collect()
-    }
-
     /// Performs what the core wanted, records first: nobody is told of anything that is not written.
     fn perform(&mut self) {
         // INVARIANT: before anybody hears of what happened: who then asks how the daemon is gets no older answer.
         self.publish_health();
         while !self.actions.is_empty() {
-            let actions = std::mem::take(&mut self.actions);
+            let mut actions = std::mem::take(&mut self.actions);
             let has_records = self.write_records(&actions);
             if self.unwritten().is_some() {
+                let unstarted = take_starts(&mut actions);
+                self.tell_journal_failed(unstarted);
                 self.publish_health();
             }
-            let results = storage::result_files(&actions);
             let mut replies = Vec::new();
             for action in actions {
                 self.perform_one(action, &mut replies);
             }
-            self.release(replies, results, has_records);
+            self.release(replies, has_records);
         }
         if self.spool.wants_rewrite() {
             self.rewrite_journal();
         }
     }
 
-    /// Sends these now, or once everything written so far is durable if they rest on that. A submission's always do: it
-    /// may be another caller's that is known again, or one that has waited, and nobody had the disk wait for it.
-    fn release(&self, replies: Vec<Reply<W>>, results: Vec<TaskId>, has_records: bool) {
-        let is_promise = |reply: &Reply<W>| matches!(reply.answer, Answer::Submitted { .. });
-        match &self.ports.syncer {
-            Some(syncer) if has_records || replies.iter().any(is_promise) => syncer.release(replies, results),
+    /// Sends these now, or once everything written so far is durable if they rest on that. A promise always does: it may be
+    /// one that another caller was given, or one that has waited, and nobody had the disk wait for it.
+    fn release(&mut self, replies: Vec<Reply<W>>, has_records: bool) {
+        let is_promise = |reply: &Reply<W>| {
+            matches!(reply.answer, Answer::Submitted { .. } | Answer::Cancelled(CancelAnswer::Accepted, _))
+        };
+        match &mut self.ports.syncer {
+            Some(syncer) if has_records && replies.is_empty() => syncer.sync_soon(self.clock.now()),
+            Some(syncer) if has_records || replies.iter().any(is_promise) => syncer.release(replies),
             Some(_) | None => replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply)),
         }
     }
@@ -433,7 +365,12 @@ impl<W: Send + 'static> Scheduler<W> {
             Action::Record(Record::Finished(task)) => self.clear_inputs(&task),
             Action::Record(Record::Forgotten { task }) => self.files.remove_result(task),
             Action::Record(
-                Record::Accepted { .. } | Record::Started { .. } | Record::Returned { .. } | Record::Footprint { .. },
+                Record::Accepted { .. }
+                | Record::Started { .. }
+                | Record::Returned { .. }
+                | Record::CancelRequested { .. }
+                | Record::Breaker { .. }
+                | Record::Footprint { .. },
             ) => {}
             Action::Worker(worker, order) => {
                 self.watching.ordered(worker, &order);
@@ -449,58 +386,6 @@ impl<W: Send + 'static> Scheduler<W> {
             Action::Drained => {
                 let _ = self.ports.drained.tx.try_send(());
                 self.ports.drained.bell.ring();
-            }
-        }
-    }
-
-    /// The reply to this turn's caller, unless it goes on waiting.
-    fn answer(&mut self, ticket: Ticket, answer: CoreAnswer) -> Option<Reply<W>> {
-        if ticket == NOBODY {
-            return None;
-        }
-        let caller = self.caller.take()?;
-        let answer = match answer {
-            CoreAnswer::Submitted(Ok(submission)) => return self.submitted(caller, submission),
-            CoreAnswer::Submitted(Err(refusal)) => {
-                if let Some(task) = caller.task {
-                    self.files.remove_inputs(task);
-                }
-                Answer::Refused(refusal)
-            }
-            CoreAnswer::Cancelled(answer) => {
-                Answer::Cancelled(answer, caller.task.and_then(|task| self.core.task(task)).map(Box::new))
-            }
-            CoreAnswer::Breaker(answer) => {
-                let name = caller.breaker.unwrap_or_else(|| Arc::from(""));
-                let snapshot = self.core.breaker(&name, self.now());
-                Answer::Breaker { answer, name, view: snapshot }
-            }
-        };
-        Some(Reply { waiter: caller.waiter, answer })
-    }
-
-    fn submitted(&mut self, caller: Caller<W>, submission: Submission) -> Option<Reply<W>> {
-        let Submission { task, is_duplicate } = submission;
-        if is_duplicate && let Some(unused) = caller.task {
-            self.files.remove_inputs(unused);
-        }
-        if let Some(answer) = self.unwritten().filter(|_| !is_duplicate) {
-            // Why: it was taken in memory and could not be written: it must not run after the client heard no.
-            self.core.release_key(task);
-            self.step(Event::CancelRequested { ticket: NOBODY, task });
-            return Some(Reply { waiter: caller.waiter, answer });
-        }
-        let Some(view) = self.core.task(task) else {
-            return Some(Reply { waiter: caller.waiter, answer: Answer::Task(None) });
-        };
-        match caller.wait {
-            Some(wait) if !view.state.is_terminal() && !wait.is_zero() && !self.gone.has(caller.from) => {
-                let until = self.clock.now() + wait;
-                self.waiting.push(Waiting { task, until, from: caller.from, waiter: caller.waiter, is_duplicate });
-                None
-            }
-            Some(_) | None => {
-                Some(Reply { waiter: caller.waiter, answer: Answer::Submitted { view: Box::new(view), is_duplicate } })
             }
         }
     }

@@ -12,7 +12,11 @@ impl<W: Send + 'static> Scheduler<W> {
     /// A refusal counts and is told as one, for the submission itself will not come; but not that of an envelope, of which
     /// nobody knows yet for which agent it is.
     pub(super) fn probe(&mut self, task: TaskId, draft: Option<Box<Draft>>) -> Answer {
-        if let Some(answer) = self.storage_refusal() {
+        let refusal = match &draft {
+            Some(draft) => self.storage_refusal_of(draft),
+            None => self.storage_refusal(),
+        };
+        if let Some(answer) = refusal {
             if let Some(draft) = draft {
                 self.note_refused_for_storage(*draft, &answer);
             }

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Scheduler;
-use super::call::{Answer, StorageStatus};
+use super::call::{Answer, Draft, StorageStatus};
 use super::sync::SyncFailed;
-use crate::core::event::{Action, Event, Record};
-use crate::core::ids::TaskId;
+use crate::core::event::{Action, Event};
+use crate::core::ids::{TaskId, WorkerId};
 use crate::core::ledger::FinishedTask;
 use crate::core::limits;
 use crate::core::notice::Notice;
-use crate::core::task::{Outcome, ResultPlace};
+use crate::core::task::Outcome;
 use crate::sys;
 
 /// After a failed write, the whole journal is written anew at this interval until that works; and while the reserve is
@@ -34,6 +34,8 @@ pub(super) struct Storage {
     free_bytes: Option<u64>,
     /// Why the journal cannot be written. Nothing is appended while this is there.
     journal: Option<Trouble>,
+    /// The core knows of that.
+    is_core_told: bool,
     /// What is free has gone into the reserve.
     low: Option<String>,
     /// Somebody was told that submissions are refused.
@@ -49,7 +51,16 @@ struct Trouble {
 impl Storage {
     pub(super) fn new(root: PathBuf) -> Storage {
         let min_free = Arc::default();
-        Storage { root, min_free, looked_at: None, free_bytes: None, journal: None, low: None, is_told: false }
+        Storage {
+            root,
+            min_free,
+            looked_at: None,
+            free_bytes: None,
+            journal: None,
+            is_core_told: false,
+            low: None,
+            is_told: false,
+        }
     }
 
     pub(super) fn reserve(&mut self, min_free: Arc<AtomicU64>) {
@@ -109,7 +120,8 @@ impl<W: Send + 'static> Scheduler<W> {
         } else {
             self.files.remove_checkpoint(task.id);
         }
-        if !matches!(task.outcome, Outcome::Completed(_)) {
+        // An attempt before the last may have left one.
+        if !matches!(task.outcome, Outcome::Completed(_)) || (task.attempt > 1 && !task.has_result_file()) {
             self.files.remove_result(task.id);
         }
     }
@@ -136,7 +148,7 @@ impl<W: Send + 'static> Scheduler<W> {
         true
     }
 
-    fn journal_failed(&mut self, error: String) {
+    pub(super) fn journal_failed(&mut self, error: String) {
         self.storage.journal = Some(Trouble { error, retry_at: self.clock.now() + RETRY });
         self.storage.looked_at = None;
         self.look_at_storage();
@@ -152,6 +164,20 @@ impl<W: Send + 'static> Scheduler<W> {
     pub(super) fn unwritten(&self) -> Option<Answer> {
         let trouble = self.storage.journal.as_ref()?;
         Some(Answer::StorageFull { error: trouble.error.clone(), retry_after: RETRY })
+    }
+
+    /// The core starts nothing while what starts cannot be written.
+    pub(super) fn tell_journal_failed(&mut self, unstarted: Vec<(WorkerId, TaskId)>) {
+        if self.storage.journal.is_some() && !self.storage.is_core_told {
+            self.storage.is_core_told = true;
+            self.step(Event::JournalFailed { unstarted });
+        }
+    }
+
+    /// As [`Scheduler::storage_refusal`], but for a submission whose key is known: nothing new has to be kept for it.
+    pub(super) fn storage_refusal_of(&mut self, draft: &Draft) -> Option<Answer> {
+        let is_known = draft.idempotency_key.as_ref().is_some_and(|key| self.core.knows_key(key));
+        self.storage_refusal().filter(|_| !is_known)
     }
 
     /// Takes a new reading if the last one is old, and tells once when refusing begins and once when it ends.
@@ -188,22 +214,46 @@ impl<W: Send + 'static> Scheduler<W> {
     }
 
     pub(super) fn rewrite_journal(&mut self) {
-        let records = self.core.records();
-        let rewritten = self.spool.rewrite(&records).and_then(|()| match &self.ports.syncer {
-            Some(syncer) => self.spool.sync_handle().map(|file| syncer.journal_replaced(file)),
-            None => Ok(()),
+        let rewritten = self.spool.rewrite(self.core.records()).and_then(|()| {
+            if let (Some(syncer), Some(journal)) = (&self.ports.syncer, self.spool.sync_handle()?) {
+                syncer.journal_replaced(journal);
+            }
+            Ok(())
         });
         match rewritten {
             Ok(()) => {
                 self.storage.journal = None;
                 self.look_at_storage();
+                if std::mem::take(&mut self.storage.is_core_told) {
+                    self.step(Event::JournalWorks);
+                    self.perform();
+                }
             }
-            Err(error) => self.journal_failed(error.to_string()),
+            Err(error) => {
+                self.journal_failed(error.to_string());
+                self.tell_journal_failed(Vec::new());
+            }
+        }
+    }
+
+    /// Records that nobody waits for have waited long enough.
+    pub(super) fn sync_overdue(&mut self) {
+        let now = self.clock.now();
+        if let Some(syncer) = &mut self.ports.syncer
+            && syncer.overdue_at().is_some_and(|at| at <= now)
+        {
+            syncer.release(Vec::new());
         }
     }
 
     /// What has been written is on the disk when this returns, or could not be brought there twice.
     pub(super) fn settle_journal(&mut self) {
+        if let Some(syncer) = &self.ports.syncer {
+            syncer.flush();
+        }
+        while let Some(kept) = self.held.next_kept() {
+            self.file_kept(kept);
+        }
         if let Some(syncer) = &self.ports.syncer {
             syncer.flush();
         }
@@ -224,25 +274,4 @@ impl<W: Send + 'static> Scheduler<W> {
         self.perform();
         self.rewrite_journal();
     }
-}
-
-/// The tasks of this turn that have ended with a result in a file of its own.
-pub(super) fn result_files(actions: &[Action]) -> Vec<TaskId> {
-    let in_file = |task: &FinishedTask| match &task.outcome {
-        Outcome::Completed(result) => matches!(result.place, ResultPlace::File { .. }),
-        Outcome::Failed(_) | Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted => false,
-    };
-    actions
-        .iter()
-        .filter_map(|action| match action {
-            Action::Record(Record::Finished(task)) if in_file(task) => Some(task.id),
-            Action::Record(_)
-            | Action::Worker(..)
-            | Action::Answer(..)
-            | Action::Finished(_)
-            | Action::Notice(_)
-            | Action::Beat(_)
-            | Action::Drained => None,
-        })
-        .collect()
 }

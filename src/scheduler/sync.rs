@@ -1,32 +1,78 @@
 //! Group commit: answers that rest on records of the journal wait until those are on the disk, all that came meanwhile
-//! share one fdatasync(2).
+//! share one fdatasync(2). Records nobody waits for are synced a second later at most. Files of tasks are synced here too,
+//! so that no other thread waits for a disk.
 
 use std::fs::File;
+use std::io;
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::call::{Answer, Reply};
 use super::storage::RETRY;
-use crate::core::ids::TaskId;
+use crate::core::ids::{TaskId, WorkerId};
 use crate::spool::{Files, advice};
 
 /// Turns of the scheduler that may wait for the disk. Each wait is one fdatasync, and one takes all that is there.
 const QUEUE: usize = 64;
 
 enum Message<W> {
-    /// `results`: finished tasks whose result is a file of their own.
     Release {
         replies: Vec<Reply<W>>,
-        results: Vec<TaskId>,
+    },
+    Keep {
+        worker: WorkerId,
+        file: TaskFile,
     },
     Journal(File),
     Flush(Sender<()>),
+}
+
+/// Files that may be waited for at once.
+pub(super) const KEPT: usize = 64;
+
+/// After this, a record that nobody waits for is on the disk: what a power cut takes of the past is bounded.
+const SYNC_WITHIN: Duration = Duration::from_secs(1);
+
+/// A file that a report of a worker rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TaskFile {
+    Result(TaskId),
+    Checkpoint(TaskId),
+}
+
+impl TaskFile {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            TaskFile::Result(_) => "result",
+            TaskFile::Checkpoint(_) => "checkpoint",
+        }
+    }
+
+    /// It survives a power cut when this returns, if the spool is to survive one at all.
+    pub(super) fn keep(self, files: &Files) -> io::Result<()> {
+        match self {
+            TaskFile::Result(task) => files.keep_result(task),
+            TaskFile::Checkpoint(task) => files.keep_checkpoint(task),
+        }
+    }
+}
+
+/// How that went.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub worker: WorkerId,
+    pub file: TaskFile,
+    pub result: io::Result<()>,
 }
 
 /// The scheduler's end.
 pub struct Syncer<W> {
     tx: Sender<Message<W>>,
     pub(super) failed_rx: Receiver<SyncFailed>,
+    kept_rx: Receiver<Kept>,
+    /// When what has been written and not been synced has to be.
+    overdue_at: Option<Duration>,
 }
 
 /// Records may not have reached the disk, whatever a later sync of the same file says.
@@ -42,28 +88,50 @@ pub struct SyncThread<W> {
     rx: Receiver<Message<W>>,
     replies_tx: Sender<Reply<W>>,
     failed_tx: Sender<SyncFailed>,
+    kept_tx: Sender<Kept>,
     /// Not taken by the scheduler yet. It grows by what is submitted until then, which the next journal comes after.
     failed: Option<SyncFailed>,
-    journal: File,
+    journal: Option<File>,
     /// Why nothing rests on this journal any more; another one comes.
     broken: Option<String>,
     files: Files,
 }
 
 impl<W> Syncer<W> {
-    pub fn new(journal: File, files: Files, replies_tx: Sender<Reply<W>>) -> (Syncer<W>, SyncThread<W>) {
+    /// `journal`: `None` while it could not be opened.
+    pub fn new(journal: Option<File>, files: Files, replies_tx: Sender<Reply<W>>) -> (Syncer<W>, SyncThread<W>) {
         let (tx, rx) = bounded(QUEUE);
         // One that is not taken yet is added to.
         let (failed_tx, failed_rx) = bounded(1);
-        let thread = SyncThread { rx, replies_tx, failed_tx, failed: None, journal, broken: None, files };
-        (Syncer { tx, failed_rx }, thread)
+        let (kept_tx, kept_rx) = bounded(KEPT);
+        let broken = journal.is_none().then(|| "the journal cannot be written".to_string());
+        let thread = SyncThread { rx, replies_tx, failed_tx, kept_tx, failed: None, journal, broken, files };
+        (Syncer { tx, failed_rx, kept_rx, overdue_at: None }, thread)
     }
 
     /// Sends these once everything written so far is durable.
-    pub(super) fn release(&self, replies: Vec<Reply<W>>, results: Vec<TaskId>) {
-        if !replies.is_empty() || !results.is_empty() {
-            self.send(Message::Release { replies, results });
-        }
+    pub(super) fn release(&mut self, replies: Vec<Reply<W>>) {
+        self.overdue_at = None;
+        self.send(Message::Release { replies });
+    }
+
+    /// Nobody waits for what has been written.
+    pub(super) fn sync_soon(&mut self, now: Duration) {
+        self.overdue_at.get_or_insert(now + SYNC_WITHIN);
+    }
+
+    /// When [`Syncer::release`] is wanted at the latest.
+    pub(super) fn overdue_at(&self) -> Option<Duration> {
+        self.overdue_at
+    }
+
+    /// Has the file synced; how that went comes back.
+    pub(super) fn keep(&self, worker: WorkerId, file: TaskFile) {
+        self.send(Message::Keep { worker, file });
+    }
+
+    pub(super) fn kept(&self) -> Receiver<Kept> {
+        self.kept_rx.clone()
     }
 
     pub(super) fn journal_replaced(&self, journal: File) {
@@ -121,7 +189,8 @@ impl<W> SyncThread<W> {
     /// Never a second time after a failure: the kernel tells it once, and may have dropped what it could not write.
     fn sync(&mut self) {
         if self.broken.is_none()
-            && let Err(error) = self.journal.sync_data()
+            && let Some(journal) = &self.journal
+            && let Err(error) = journal.sync_data()
         {
             let error = format!("cannot sync the journal: {error}; {}", advice(&error));
             self.failed = Some(SyncFailed { error: error.clone(), refused: Vec::new() });
@@ -146,16 +215,12 @@ impl<W> SyncThread<W> {
 
     fn take(&mut self, message: Message<W>, replies: &mut Vec<Reply<W>>, flushes: &mut Vec<Sender<()>>) {
         match message {
-            Message::Release { replies: more, results } => {
-                replies.extend(more);
-                for task in results {
-                    if let Err(error) = self.files.sync_result(task) {
-                        log::error!("cannot sync the result of {task}: {error}; it may not survive a power cut");
-                    }
-                }
+            Message::Release { replies: more } => replies.extend(more),
+            Message::Keep { worker, file } => {
+                let _ = self.kept_tx.send(Kept { worker, file, result: file.keep(&self.files) });
             }
             Message::Journal(journal) => {
-                self.journal = journal;
+                self.journal = Some(journal);
                 self.broken = None;
             }
             Message::Flush(done_tx) => flushes.push(done_tx),
@@ -165,20 +230,21 @@ impl<W> SyncThread<W> {
 
 /// A 202 is a promise: what cannot be kept is not promised.
 fn undurable<W>(reply: Reply<W>, error: &str) -> Reply<W> {
-    match reply.answer {
-        Answer::Submitted { ref view, .. } if !view.state.is_terminal() => {
-            Reply { waiter: reply.waiter, answer: Answer::StorageFull { error: error.to_string(), retry_after: RETRY } }
+    let Reply { waiter, answer } = reply;
+    match answer {
+        Answer::Submitted { view, .. } if !view.state.is_terminal() => {
+            Reply { waiter, answer: Answer::StorageFull { error: error.to_string(), retry_after: RETRY } }
         }
-        _ => reply,
+        kept => Reply { waiter, answer: kept },
     }
 }
 
 /// The task that [`undurable`] makes a no of; not if it is somebody else's, who was told yes before.
 fn refused(answer: &Answer) -> Option<TaskId> {
-    match answer {
-        Answer::Submitted { view, is_duplicate: false } if !view.state.is_terminal() => Some(view.id),
-        _ => None,
+    if let Answer::Submitted { view, is_duplicate: false } = answer {
+        return (!view.state.is_terminal()).then_some(view.id);
     }
+    None
 }
 
 #[cfg(test)]
@@ -227,9 +293,9 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let files = Files::open(root.path(), true).expect("opens");
         let (replies_tx, replies_rx) = bounded(16);
-        let (syncer, mut thread) = Syncer::new(broken_journal(), files, replies_tx);
-        let mut pass = |syncer: &Syncer<u64>, replies: Vec<Reply<u64>>| {
-            syncer.release(replies, Vec::new());
+        let (mut syncer, mut thread) = Syncer::new(Some(broken_journal()), files, replies_tx);
+        let mut pass = |syncer: &mut Syncer<u64>, replies: Vec<Reply<u64>>| {
+            syncer.release(replies);
             let (mut taken, mut flushes) = (Vec::new(), Vec::new());
             thread.take_all(&mut taken, &mut flushes);
             thread.serve(&mut taken);
@@ -240,7 +306,7 @@ mod tests {
             told
         };
         let told = pass(
-            &syncer,
+            &mut syncer,
             vec![
                 submitted(1, TaskState::Queued, false),
                 submitted(2, TaskState::Running, true),
@@ -248,17 +314,17 @@ mod tests {
             ],
         );
         assert_eq!(told, [(1, false), (2, false), (3, true)], "what has ended has ended");
-        assert_eq!(pass(&syncer, vec![submitted(4, TaskState::Queued, false)]), [(4, false)]);
-        assert_eq!(pass(&syncer, vec![submitted(5, TaskState::Queued, false)]), [(5, false)]);
+        assert_eq!(pass(&mut syncer, vec![submitted(4, TaskState::Queued, false)]), [(4, false)]);
+        assert_eq!(pass(&mut syncer, vec![submitted(5, TaskState::Queued, false)]), [(5, false)]);
         let first = syncer.failed_rx.try_recv().expect("the scheduler is told");
         assert_eq!(first.refused, [TaskId(1)], "a duplicate is another's task");
         assert!(first.error.contains("cannot sync the journal"), "{}", first.error);
 
         syncer.journal_replaced(File::create(root.path().join("journal")).expect("made"));
-        assert_eq!(pass(&syncer, vec![submitted(6, TaskState::Queued, false)]), [(6, true)]);
+        assert_eq!(pass(&mut syncer, vec![submitted(6, TaskState::Queued, false)]), [(6, true)]);
         let second = syncer.failed_rx.try_recv().expect("and of the others");
         assert_eq!(second.refused, [4, 5].map(TaskId));
-        assert_eq!(pass(&syncer, vec![submitted(7, TaskState::Queued, false)]), [(7, true)]);
+        assert_eq!(pass(&mut syncer, vec![submitted(7, TaskState::Queued, false)]), [(7, true)]);
         assert!(syncer.failed_rx.try_recv().is_err());
     }
 }

@@ -86,7 +86,7 @@ impl<W: Send + 'static> Scheduler<W> {
             replies.push(Reply { waiter: waiting.waiter, answer });
         }
         // Why: nobody has been answered for these tasks, so that nobody has waited for the disk yet.
-        self.release(replies, Vec::new(), false);
+        self.release(replies, false);
     }
 
     /// Whoever still waits is told how his task stands: it is safe in the spool.
@@ -98,6 +98,6 @@ impl<W: Send + 'static> Scheduler<W> {
                 view.map_or(Answer::Task(None), |view| Answer::Submitted { view, is_duplicate: waiting.is_duplicate });
             replies.push(Reply { waiter: waiting.waiter, answer });
         }
-        self.release(replies, Vec::new(), false);
+        self.release(replies, false);
     }
 }

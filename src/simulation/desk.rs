@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::spool::{Crash, Spool};
 use crate::core::Core;
 use crate::core::event::{
-    Action, Answer as CoreAnswer, BreakerAnswer, BreakerRequest, CancelAnswer, Event, Now, Record,
+    Action, Answer as CoreAnswer, BreakerAnswer, BreakerRequest, CancelAnswer, Event, Now, Record, take_starts,
 };
 use crate::core::ids::{TaskId, Ticket, WorkerId};
 use crate::core::ledger::FinishedTask;
@@ -65,6 +65,8 @@ pub struct Desk {
     actions: Vec<Action>,
     /// When writing is tried again; `None`: all is well.
     trouble: Option<Duration>,
+    /// The core knows of it.
+    is_core_told: bool,
     /// Replies that wait for the disk.
     unsynced: Vec<(Caller, Answer)>,
     said: Vec<Said>,
@@ -101,7 +103,10 @@ impl Desk {
         let finished = known.finished.values().map(|task| FinishedTask::clone(task)).collect();
         let unfinished = known.unfinished.values().cloned().collect();
         core.restore_footprints(known.footprints.iter().map(|(agent, peak)| (agent.clone(), *peak)).collect());
+        core.restore_breakers(known.breakers.iter().map(|(name, memory)| (name.clone(), *memory)).collect());
         let actions = core.restore(finished, unfinished);
+        // A start writes the journal anew.
+        let trouble = spool.is_failing.then_some(now.at + RETRY);
         let mut desk = Desk {
             core,
             spool,
@@ -110,11 +115,13 @@ impl Desk {
             caller: None,
             waiting: Vec::new(),
             actions,
-            trouble: None,
+            trouble,
+            is_core_told: false,
             unsynced: Vec::new(),
             said: Vec::new(),
             fuse: None,
         };
+        desk.tell_journal_failed();
         desk.hear(now, Event::DeadlinePassed);
         desk
     }
@@ -125,7 +132,8 @@ impl Desk {
     }
 
     pub fn submit(&mut self, now: Now, caller: Caller, spec: TaskSpec, wait: Duration) {
-        if self.trouble.is_some() {
+        let is_known = spec.idempotency_key.as_ref().is_some_and(|key| self.core.knows_key(key));
+        if self.trouble.is_some() && !is_known {
             return self.said.push(Said::Reply(caller, Answer::StorageFull));
         }
         let task = self.next_task();
@@ -181,8 +189,15 @@ impl Desk {
 
     /// How it stands is written anew, as a long journal is from time to time.
     pub fn rewrite(&mut self) {
-        let is_written = self.spool.rewrite(&self.core.records(), self.last_task);
+        let records: Vec<Record> = self.core.records().collect();
+        let is_written = self.spool.rewrite(&records, self.last_task);
         self.trouble = (!is_written).then_some(self.now.at + RETRY);
+        if is_written && std::mem::take(&mut self.is_core_told) {
+            self.turn(self.now, Event::JournalWorks);
+        } else if !is_written && !self.is_core_told {
+            self.tell_journal_failed();
+            self.act();
+        }
     }
 
     /// Whether the caller goes on waiting, for a task or for the disk.
@@ -212,9 +227,17 @@ impl Desk {
     fn turn(&mut self, now: Now, event: Event) {
         self.now = now;
         self.step(event);
+        self.act();
+    }
+
+    fn act(&mut self) {
         while !self.actions.is_empty() {
-            let actions = std::mem::take(&mut self.actions);
+            let mut actions = std::mem::take(&mut self.actions);
             let has_records = self.write_records(&actions);
+            if self.trouble.is_some() && !self.is_dead() {
+                let unstarted = take_starts(&mut actions);
+                self.tell(unstarted);
+            }
             for action in actions {
                 if self.burns_down() {
                     return;
@@ -227,6 +250,18 @@ impl Desk {
     fn step(&mut self, event: Event) {
         let actions = self.core.handle(self.now, event);
         self.actions.extend(actions);
+    }
+
+    fn tell_journal_failed(&mut self) {
+        if self.trouble.is_some() {
+            self.tell(Vec::new());
+        }
+    }
+
+    fn tell(&mut self, unstarted: Vec<(WorkerId, TaskId)>) {
+        if !std::mem::replace(&mut self.is_core_told, true) {
+            self.step(Event::JournalFailed { unstarted });
+        }
     }
 
     /// Whether the daemon is dead before its next step.
@@ -271,7 +306,11 @@ impl Desk {
                     self.spool.checkpoints.remove(&task.id);
                 }
             }
-            Action::Worker(worker, order) => self.said.push(Said::Order(worker, order)),
+            Action::Worker(worker, order) => {
+                let is_start = matches!(order, Order::Spawn { task: Some(_), .. } | Order::Assign(_));
+                assert!(!is_start || self.trouble.is_none(), "{worker} starts what nobody would know of");
+                self.said.push(Said::Order(worker, order));
+            }
             Action::Notice(notice) => self.said.push(Said::Notice(notice)),
             Action::Answer(NOBODY, _) => {}
             Action::Answer(_, answer) => {
@@ -290,7 +329,8 @@ impl Desk {
 
     fn reply(&mut self, caller: Caller, answer: Answer, has_records: bool) {
         // Why: another caller's task may not be on the disk yet.
-        if has_records || matches!(answer, Answer::Submitted { .. }) {
+        let is_promise = matches!(answer, Answer::Submitted { .. } | Answer::Cancelled(_, CancelAnswer::Accepted));
+        if has_records || is_promise {
             self.unsynced.push((caller, answer));
         } else {
             self.said.push(Said::Reply(caller, answer));
@@ -307,6 +347,7 @@ impl Desk {
                 let (task, is_duplicate) = (submission.task, submission.is_duplicate);
                 if self.trouble.is_some() && !is_duplicate {
                     // Why: it was taken in memory and could not be written: it must not run after the client heard no.
+                    self.core.release_key(task);
                     self.step(Event::CancelRequested { ticket: NOBODY, task });
                     return Some((caller, Answer::StorageFull));
                 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::core::attempts::Attempts;
+use crate::core::breaker::{BreakerMemory, RememberedPhase};
 use crate::core::event::Record;
 use crate::core::ids::{AgentName, TaskId};
 use crate::core::ledger::FinishedTask;
@@ -16,6 +16,8 @@ pub struct Remembered {
     pub unfinished: BTreeMap<TaskId, Unfinished>,
     pub finished: BTreeMap<TaskId, Arc<FinishedTask>>,
     pub footprints: BTreeMap<AgentName, u64>,
+    /// Those that are not closed.
+    pub breakers: BTreeMap<Arc<str>, BreakerMemory>,
     /// The highest task number that was ever written; no task gets it again.
     pub last_task: u64,
 }
@@ -27,18 +29,7 @@ impl Remembered {
     pub fn replay(&mut self, record: &Record) {
         match record {
             Record::Accepted { task, spec, created_ms } => {
-                let unfinished = Unfinished {
-                    id: *task,
-                    spec: spec.clone(),
-                    created_ms: *created_ms,
-                    started_ms: None,
-                    retries: 0,
-                    memory_deaths: 0,
-                    preemptions: 0,
-                    state: UnfinishedState::Queued,
-                    has_checkpoint: false,
-                    attempts: Attempts::default(),
-                };
+                let unfinished = Unfinished::accepted(*task, spec.clone(), *created_ms);
                 self.last_task = self.last_task.max(task.0);
                 let known = self.unfinished.insert(*task, unfinished).is_some() || self.finished.contains_key(task);
                 assert!(!known, "{task} was accepted twice");
@@ -49,12 +40,27 @@ impl Remembered {
                 task.state = UnfinishedState::Running;
                 task.started_ms = task.started_ms.or(Some(*started_ms));
             }
-            Record::Returned { task, retries, memory_deaths, preemptions, preempted, attempts } => {
+            Record::Returned { task, retries, memory_deaths, by_memory, preemptions, preempted, attempts } => {
                 let task = self.living(*task);
                 assert!(*retries >= task.retries && *preemptions >= task.preemptions, "{} counts back", task.id);
                 (task.retries, task.memory_deaths, task.preemptions) = (*retries, *memory_deaths, *preemptions);
+                assert!(*by_memory || !task.by_memory, "{} forgets that memory stopped it", task.id);
+                assert!(!task.is_cancelled, "{} was cancelled and goes on", task.id);
+                task.by_memory = *by_memory;
                 task.attempts = attempts.clone();
                 task.state = if *preempted { UnfinishedState::Preempted } else { UnfinishedState::Returned };
+            }
+            Record::CancelRequested { task } => {
+                let task = self.living(*task);
+                assert_eq!(task.state, UnfinishedState::Running, "{} waits, and is cancelled by its end", task.id);
+                assert!(!std::mem::replace(&mut task.is_cancelled, true), "{} was cancelled twice", task.id);
+            }
+            Record::Breaker { name, memory } => {
+                if memory.phase == RememberedPhase::Closed {
+                    self.breakers.remove(name);
+                } else {
+                    self.breakers.insert(name.clone(), *memory);
+                }
             }
             Record::Finished(finished) => {
                 let task = finished.id;
@@ -82,6 +88,8 @@ impl Remembered {
                 Record::Accepted { .. }
                 | Record::Started { .. }
                 | Record::Returned { .. }
+                | Record::CancelRequested { .. }
+                | Record::Breaker { .. }
                 | Record::Footprint { .. }
                 | Record::Forgotten { .. } => remembered.replay(record),
             }

@@ -1,16 +1,19 @@
 //! The files of one task: payload, checkpoint, result. Any thread may use it; names follow from the task's id, so two
 //! tasks never share a file.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::aside::Aside;
+use super::damaged::{DamageKind, Damaged, open_plain};
+use super::sealed::{seal, unseal};
 use crate::core::ids::TaskId;
+use crate::core::limits;
+use crate::core::task::Stored;
 
-/// Readable by the daemon alone: payloads may hold secrets. A worker under another user is given its payload by chown.
-const FILE_MODE: u32 = 0o600;
 /// Others may pass through to a file of theirs, not list.
 const DIRECTORY_MODE: u32 = 0o711;
 
@@ -18,20 +21,62 @@ const PAYLOADS: &str = "payloads";
 const CHECKPOINTS: &str = "checkpoints";
 const RESULTS: &str = "results";
 
+/// A checkpoint that came with progress: newer than the task's durable one, and maybe not on the disk. A power cut may
+/// take it, and leaves the other.
+const LATEST: &str = "latest";
+
 #[derive(Debug, Clone)]
-pub struct Files {
-    root: Arc<Path>,
+pub struct Files(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
     fsync: bool,
+    damaged: Damaged,
+}
+
+/// Why a file of the spool does not hold what was put there.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    #[error("it is missing")]
+    Missing,
+    #[error("it is no plain file")]
+    NotPlain,
+    #[error("it has {found} bytes, and {expected} were written")]
+    Length { found: u64, expected: u64 },
+    #[error("its checksum is {found:08x}, and {expected:08x} was written")]
+    Checksum { found: u32, expected: u32 },
+    #[error("the disk cannot read it: {0}")]
+    Unreadable(io::Error),
+    /// It may be there: the daemon has no right or no descriptor to see.
+    #[error("{0}")]
+    Unknown(io::Error),
+}
+
+impl Lost {
+    pub(super) fn of(error: io::Error) -> Lost {
+        match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::NotFound, _) => Lost::Missing,
+            (io::ErrorKind::InvalidData, None) | (_, Some(libc::ELOOP | libc::ENXIO)) => Lost::NotPlain,
+            (_, Some(libc::EIO)) => Lost::Unreadable(error),
+            _ => Lost::Unknown(error),
+        }
+    }
 }
 
 impl Files {
     /// Makes the directories under `root` where they are missing. `fsync = false` trades safety against a power cut
     /// for speed and changes nothing else.
     pub fn open(root: &Path, fsync: bool) -> io::Result<Files> {
+        let damaged = Damaged::new(root);
         for name in [PAYLOADS, CHECKPOINTS, RESULTS] {
-            DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root.join(name))?;
+            let path = root.join(name);
+            if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+                damaged.set_aside(DamageKind::Layout, &path, "a directory has to be there")?;
+            }
+            DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&path)?;
         }
-        Ok(Files { root: Arc::from(root), fsync })
+        Ok(Files(Arc::new(Inner { root: root.to_path_buf(), fsync, damaged })))
     }
 
     pub fn payload_path(&self, task: TaskId) -> PathBuf {
@@ -42,94 +87,144 @@ impl Files {
         self.path(RESULTS, task)
     }
 
-    pub fn checkpoint_path(&self, task: TaskId) -> PathBuf {
-        self.path(CHECKPOINTS, task)
-    }
-
-    /// A new payload file under a temporary name; [`PayloadWriter::commit`] gives it its own.
-    pub fn create_payload(&self, task: TaskId) -> io::Result<PayloadWriter> {
-        let aside = self.payload_path(task).with_extension("tmp");
-        let file = create(&aside)?;
-        Ok(PayloadWriter { file, aside, target: self.payload_path(task), fsync: self.fsync, committed: false })
+    /// A new payload file under a temporary name; [`Aside::commit`] gives it its own.
+    pub fn create_payload(&self, task: TaskId) -> io::Result<Aside> {
+        Aside::create(self.payload_path(task), self.0.fsync)
     }
 
     pub fn open_payload(&self, task: TaskId) -> io::Result<File> {
         File::open(self.payload_path(task))
     }
 
-    /// An empty result file, in place of one that an earlier attempt left.
-    pub fn create_result(&self, task: TaskId) -> io::Result<File> {
-        create(&self.result_path(task))
+    /// A result that comes in, under a temporary name; [`Files::keep_result`] gives it its own.
+    pub fn create_result(&self, task: TaskId) -> io::Result<Aside> {
+        Aside::create(self.result_path(task), self.0.fsync)
     }
 
-    pub fn open_result(&self, task: TaskId) -> io::Result<File> {
-        File::open(self.result_path(task))
+    /// Gives a complete result its name; it survives a power cut when this returns.
+    pub fn keep_result(&self, task: TaskId) -> io::Result<()> {
+        let target = self.result_path(task);
+        self.keep(&target.with_extension("tmp"), &target, RESULTS)
     }
 
-    /// Makes a finished result file survive a power cut.
-    pub fn sync_result(&self, task: TaskId) -> io::Result<()> {
-        if self.fsync {
-            self.open_result(task)?.sync_data()?;
-            sync_directory(&self.root.join(RESULTS))?;
+    /// A result as it was written: checked before a byte of it goes out.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it. It is set aside if it was damaged.
+    pub fn open_result(&self, task: TaskId, stored: Stored) -> Result<File, Lost> {
+        let path = self.result_path(task);
+        let opened = check(&path, stored);
+        if let Err(lost) = &opened {
+            self.lose(DamageKind::Result, &path, lost);
         }
-        Ok(())
+        opened
     }
 
-    /// Replaces the task's checkpoint. `durable`: it must survive a power cut when this returns (a preemption rests
-    /// on it; one that merely came with progress does not).
-    pub fn write_checkpoint(&self, task: TaskId, checkpoint: &[u8], durable: bool) -> io::Result<()> {
-        let target = self.checkpoint_path(task);
-        let aside = target.with_extension("tmp");
-        let sync = durable && self.fsync;
-        let written = create(&aside).and_then(|mut file| {
-            file.write_all(checkpoint)?;
-            if sync { file.sync_data() } else { Ok(()) }
-        });
-        if let Err(error) = written.and_then(|()| fs::rename(&aside, &target)) {
-            remove(&aside);
-            return Err(error);
+    /// Whether the file of a result is there and as long as it has to be. Cheaper than reading it.
+    pub(super) fn look_at_result(&self, task: TaskId, stored: Stored) {
+        let path = self.result_path(task);
+        if let Err(lost) = check(&path, Stored::unchecked(stored.bytes)) {
+            self.lose(DamageKind::Result, &path, &lost);
         }
-        if sync {
-            sync_directory(&self.root.join(CHECKPOINTS))?;
-        }
-        Ok(())
     }
 
+    /// Whether the payload is what was accepted.
+    pub(super) fn check_payload(&self, task: TaskId, stored: Stored) -> Result<(), Lost> {
+        let path = self.payload_path(task);
+        let checked = check(&path, stored).map(drop);
+        if let Err(lost) = &checked {
+            self.lose(DamageKind::Payload, &path, lost);
+        }
+        checked
+    }
+
+    /// Replaces the task's latest checkpoint. It survives the end of the daemon when this returns, and a power cut after
+    /// [`Files::keep_checkpoint`]; until then the one before it is there.
+    pub fn write_checkpoint(&self, task: TaskId, checkpoint: &[u8]) -> io::Result<()> {
+        let target = self.path(CHECKPOINTS, task).with_extension(LATEST);
+        let mut aside = Aside::create(target.clone(), false)?;
+        aside.write_all(&seal(checkpoint)?)?;
+        aside.commit().map(drop)
+    }
+
+    /// The latest checkpoint, if there is one, survives a power cut when this returns: a preemption rests on it.
+    pub fn keep_checkpoint(&self, task: TaskId) -> io::Result<()> {
+        let target = self.path(CHECKPOINTS, task);
+        let latest = target.with_extension(LATEST);
+        match fs::symlink_metadata(&latest) {
+            Ok(_) => self.keep(&latest, &target, CHECKPOINTS),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The newest checkpoint that is whole, as JSON.
     pub fn read_checkpoint(&self, task: TaskId) -> io::Result<Vec<u8>> {
-        fs::read(self.checkpoint_path(task))
+        let kept = self.path(CHECKPOINTS, task);
+        let latest = kept.with_extension(LATEST);
+        let mut missing = io::Error::from(io::ErrorKind::NotFound);
+        for path in [&latest, &kept] {
+            match read_sealed(path) {
+                Ok(json) => return Ok(json),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    self.set_aside(DamageKind::Checkpoint, path, &error.to_string());
+                    missing = error;
+                }
+            }
+        }
+        Err(missing)
     }
 
     /// Removes a payload and checkpoint that nobody will ask for again.
     pub fn remove_inputs(&self, task: TaskId) {
         remove(&self.payload_path(task));
-        remove(&self.checkpoint_path(task));
+        self.remove_checkpoint(task);
     }
 
     pub fn remove_checkpoint(&self, task: TaskId) {
-        remove(&self.checkpoint_path(task));
+        let path = self.path(CHECKPOINTS, task);
+        remove(&path.with_extension(LATEST));
+        remove(&path);
     }
 
+    /// Kept or not yet.
     pub fn remove_result(&self, task: TaskId) {
-        remove(&self.result_path(task));
+        let path = self.result_path(task);
+        remove(&path.with_extension("tmp"));
+        remove(&path);
+    }
+
+    /// How often a file of this kind was found damaged since the start.
+    pub fn found_damaged(&self, kind: DamageKind) -> u64 {
+        self.0.damaged.found(kind)
+    }
+
+    pub(super) fn damaged(&self) -> &Damaged {
+        &self.0.damaged
     }
 
     pub(super) fn root(&self) -> &Path {
-        &self.root
+        &self.0.root
     }
 
-    /// The task ids that have a file of any kind, for clearing away what no task owns any more. What was being written
-    /// when the last daemon ended is nobody's, and removed.
+    /// The tasks that have a file of any kind, for clearing away what no task owns any more. What was being written
+    /// when the last daemon ended is nobody's, and removed; what is not the daemon's is let alone.
     pub(super) fn tasks_with_files(&self) -> io::Result<Vec<TaskId>> {
         let mut tasks = Vec::new();
         for name in [PAYLOADS, CHECKPOINTS, RESULTS] {
-            for entry in fs::read_dir(self.root.join(name))? {
+            for entry in fs::read_dir(self.0.root.join(name))? {
                 let entry = entry?;
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
-                if name.ends_with(".tmp") {
-                    remove(&entry.path());
-                } else {
-                    tasks.extend(name.parse::<TaskId>().ok());
+                let (stem, extension) = name.split_once('.').map_or((&*name, None), |(stem, rest)| (stem, Some(rest)));
+                match (stem.parse::<TaskId>(), extension) {
+                    (Ok(_), Some("tmp")) => remove(&entry.path()),
+                    (Ok(task), None | Some(LATEST)) => tasks.push(task),
+                    (Ok(_), Some(_)) | (Err(_), _) => {
+                        log::warn!("{} is no file of the spool; it is let alone", entry.path().display());
+                    }
                 }
             }
         }
@@ -138,68 +233,95 @@ impl Files {
         Ok(tasks)
     }
 
-    fn path(&self, kind: &str, task: TaskId) -> PathBuf {
-        self.root.join(kind).join(task.to_string())
-    }
-}
-
-/// A payload that is being received. Dropped without commit, it leaves nothing behind.
-pub struct PayloadWriter {
-    file: File,
-    aside: PathBuf,
-    target: PathBuf,
-    fsync: bool,
-    committed: bool,
-}
-
-impl PayloadWriter {
-    pub fn path(&self) -> &Path {
-        &self.aside
-    }
-
-    /// The payload is complete: it survives a power cut from here on (with `durability = "fsync"`).
-    pub fn commit(mut self) -> io::Result<()> {
-        if self.fsync {
-            self.file.sync_data()?;
+    /// Moves all that this task has out of the way: the journal that knew it is damaged.
+    pub(super) fn set_task_aside(&self, task: TaskId) {
+        let kinds =
+            [(PAYLOADS, DamageKind::Payload), (CHECKPOINTS, DamageKind::Checkpoint), (RESULTS, DamageKind::Result)];
+        for (folder, kind) in kinds {
+            let path = self.path(folder, task);
+            for path in [path.with_extension(LATEST), path] {
+                if fs::symlink_metadata(&path).is_ok() {
+                    self.set_aside(kind, &path, "no task of the journal owns it, and the journal is damaged");
+                }
+            }
         }
-        fs::rename(&self.aside, &self.target)?;
-        self.committed = true;
-        if self.fsync
-            && let Some(directory) = self.target.parent()
-        {
-            sync_directory(directory)?;
+    }
+
+    /// The directory is synced too, or after a power cut the name may be the old one's.
+    fn keep(&self, aside: &Path, target: &Path, folder: &str) -> io::Result<()> {
+        if self.0.fsync {
+            File::open(aside)?.sync_data()?;
+        }
+        fs::rename(aside, target)?;
+        if self.0.fsync {
+            sync_directory(&self.0.root.join(folder))?;
         }
         Ok(())
     }
-}
 
-impl Write for PayloadWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl Drop for PayloadWriter {
-    fn drop(&mut self) {
-        if !self.committed {
-            remove(&self.aside);
+    fn lose(&self, kind: DamageKind, path: &Path, lost: &Lost) {
+        match lost {
+            Lost::Missing => self.0.damaged.note(kind, &path.display().to_string(), &lost.to_string()),
+            Lost::NotPlain | Lost::Length { .. } | Lost::Checksum { .. } | Lost::Unreadable(_) => {
+                self.set_aside(kind, path, &lost.to_string());
+            }
+            Lost::Unknown(_) => {}
         }
     }
+
+    /// What cannot be moved either is told by the log, and stays.
+    fn set_aside(&self, kind: DamageKind, path: &Path, reason: &str) {
+        let _ = self.0.damaged.set_aside(kind, path, reason);
+    }
+
+    fn path(&self, kind: &str, task: TaskId) -> PathBuf {
+        self.0.root.join(kind).join(task.to_string())
+    }
 }
 
-fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(path)
+/// Opens a file that holds what was stored, at its start. Its contents are read only if a checksum of them is known.
+fn check(path: &Path, stored: Stored) -> Result<File, Lost> {
+    let mut file = open_plain(path).map_err(Lost::of)?;
+    let found = file.metadata().map_err(Lost::of)?.len();
+    if found != stored.bytes {
+        return Err(Lost::Length { found, expected: stored.bytes });
+    }
+    let Some(expected) = stored.crc else { return Ok(file) };
+    let mut crc = crc32fast::Hasher::new();
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        match file.read(&mut buffer).map_err(Lost::of)? {
+            0 => break,
+            count => crc.update(&buffer[..count]),
+        }
+    }
+    let found = crc.finalize();
+    if found != expected {
+        return Err(Lost::Checksum { found, expected });
+    }
+    file.rewind().map_err(Lost::of)?;
+    Ok(file)
+}
+
+fn read_sealed(path: &Path) -> io::Result<Vec<u8>> {
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let mut line = Vec::new();
+    // One byte over what is taken, with the seal and a newline.
+    let most = limits::CHECKPOINT_MAX as u64 + 16;
+    open_plain(path)?.take(most).read_to_end(&mut line)?;
+    match unseal(&line) {
+        Ok(json) => Ok(json.to_vec()),
+        // Format 1 kept the JSON alone.
+        Err(_) if serde_json::from_slice::<serde::de::IgnoredAny>(&line).is_ok() => Ok(line),
+        Err(reason) => Err(invalid(reason)),
+    }
 }
 
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-fn remove(path: &Path) {
+pub(super) fn remove(path: &Path) {
     match fs::remove_file(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

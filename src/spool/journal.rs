@@ -3,31 +3,28 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::files::sync_directory;
+use super::damaged::{DamageKind, Damaged, open_plain};
+use super::files::{Lost, sync_directory};
 use super::record::Line;
+use super::replay::Replay;
+use super::sealed::{unseal, write_line};
 use crate::core::event::Record;
 
-const NAME: &str = "journal";
-
-/// What could not be read, with its reason, for an operator to look at.
-const DAMAGED: &str = "journal.damaged";
-
-/// It is moved aside when it is longer than this, over the one moved before: a disk that damages every line does not fill up
-/// with copies of them.
-const DAMAGED_MAX: u64 = 1024 * 1024;
-const DAMAGED_BEFORE: &str = "journal.damaged.1";
+pub(super) const NAME: &str = "journal";
 
 /// A line longer than any a daemon writes: a payload and a failure's texts are bounded.
 const LINE_MAX: u64 = 256 * 1024;
+
+/// Damaged lines that are told one by one.
+const TOLD_MAX: usize = 20;
 
 /// Rewritten when it is this long and mostly about tasks that are gone.
 const REWRITE_BYTES: u64 = 8 * 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Journal {
-    path: PathBuf,
     file: File,
     bytes: u64,
     bytes_after_rewrite: u64,
@@ -35,56 +32,86 @@ pub(super) struct Journal {
     buffer: Vec<u8>,
 }
 
-/// What reading a journal gave.
+/// What reading a journal gave, beside its records.
 #[derive(Debug, Default)]
 pub(super) struct Read {
-    pub records: Vec<Record>,
-    pub next: u64,
     pub damaged_lines: usize,
+    pub is_missing: bool,
+    /// It is damaged and still stands in its place, to be kept before another one takes that.
+    pub is_to_be_kept: bool,
 }
 
 impl Journal {
-    /// Reads what is there. Damaged lines are set aside, never a reason not to start.
-    pub(super) fn read(root: &Path) -> io::Result<Read> {
-        let mut read = Read { next: 1, ..Read::default() };
-        let file = match File::open(root.join(NAME)) {
+    /// Reads what is there. Damaged lines are told and counted, never a reason not to start.
+    ///
+    /// # Errors
+    ///
+    /// Something else is there that can be neither read nor moved.
+    pub(super) fn read(root: &Path, damaged: &Damaged, replay: &mut Replay) -> io::Result<Read> {
+        let path = root.join(NAME);
+        let mut read = Read::default();
+        let file = match open_plain(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(read),
-            Err(error) => return Err(error),
+            Err(error) => match Lost::of(error) {
+                Lost::Missing => return Ok(Read { is_missing: true, ..read }),
+                // No damage: somebody else's file, or no descriptor is left.
+                Lost::Unknown(error) => return Err(error),
+                lost => {
+                    damaged.set_aside(DamageKind::Journal, &path, &lost.to_string())?;
+                    return Ok(Read { damaged_lines: 1, ..read });
+                }
+            },
         };
         let mut reader = BufReader::new(file);
         let mut line = Vec::new();
+        let mut number = 0_u64;
         loop {
             line.clear();
-            if io::Read::take(&mut reader, LINE_MAX).read_until(b'\n', &mut line)? == 0 {
-                return Ok(read);
-            }
-            let parsed = parse(&line).and_then(|parsed| match parsed {
-                Line::Begin { next } => {
-                    read.next = read.next.max(next);
-                    Ok(None)
+            number += 1;
+            let reason = match io::Read::take(&mut reader, LINE_MAX).read_until(b'\n', &mut line) {
+                Ok(0) => return Ok(read),
+                Ok(_) => match parse(&line) {
+                    Ok(Line::Begin { next }) => {
+                        replay.numbers_begin_at(next);
+                        continue;
+                    }
+                    Ok(parsed) => match parsed.into_record() {
+                        Ok(record) => {
+                            replay.take(record);
+                            continue;
+                        }
+                        Err(error) => error.to_string(),
+                    },
+                    Err(reason) => reason,
+                },
+                Err(error) => {
+                    tell(&mut read, number, &format!("the rest cannot be read: {error}"));
+                    return Ok(read);
                 }
-                parsed => parsed.into_record().map_err(|error| error.to_string()),
-            });
-            match parsed {
-                Ok(record) => read.records.extend(record),
-                Err(reason) => {
-                    set_aside(root, &line, &reason)?;
-                    read.damaged_lines += 1;
-                }
-            }
+            };
+            tell(&mut read, number, &reason);
         }
     }
 
+    /// Keeps a damaged one under another name.
+    pub(super) fn keep(root: &Path, damaged: &Damaged, lines: usize) -> io::Result<()> {
+        damaged.keep(DamageKind::Journal, &root.join(NAME), &format!("{lines} of its lines cannot be used"))
+    }
+
     /// A new journal that says the same as `records`, in place of the old one.
-    pub(super) fn rewrite(root: &Path, next: u64, records: &[Record], fsync: bool) -> io::Result<Journal> {
+    pub(super) fn rewrite(
+        root: &Path,
+        next: u64,
+        records: impl Iterator<Item = Record>,
+        fsync: bool,
+    ) -> io::Result<Journal> {
         let path = root.join(NAME);
         let aside = root.join("journal.tmp");
         let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&aside)?;
         let mut writer = BufWriter::new(file);
         let mut buffer = Vec::new();
         let mut bytes = 0;
-        for line in std::iter::once(Line::Begin { next }).chain(records.iter().map(Line::of)) {
+        for line in std::iter::once(Line::Begin { next }).chain(records.map(|record| Line::of(&record))) {
             buffer.clear();
             write_line(&mut buffer, &line)?;
             writer.write_all(&buffer)?;
@@ -98,7 +125,7 @@ impl Journal {
         if fsync {
             sync_directory(root)?;
         }
-        Ok(Journal { path, file, bytes, bytes_after_rewrite: bytes, buffer: Vec::new() })
+        Ok(Journal { file, bytes, bytes_after_rewrite: bytes, buffer: Vec::new() })
     }
 
     pub(super) fn append<'a>(&mut self, records: impl Iterator<Item = &'a Record>) -> io::Result<()> {
@@ -122,44 +149,17 @@ impl Journal {
     pub(super) fn handle(&self) -> io::Result<File> {
         self.file.try_clone()
     }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-fn write_line(buffer: &mut Vec<u8>, line: &Line) -> io::Result<()> {
-    let start = buffer.len();
-    buffer.extend_from_slice(b"00000000 ");
-    serde_json::to_writer(&mut *buffer, line)?;
-    let crc = crc32fast::hash(&buffer[start + 9..]);
-    write!(&mut buffer[start..start + 8], "{crc:08x}")?;
-    buffer.push(b'\n');
-    Ok(())
 }
 
 fn parse(line: &[u8]) -> Result<Line, String> {
-    let text = line.strip_suffix(b"\n").ok_or("it is cut off: the daemon or the machine ended while it was written")?;
-    let (crc, json) = text.split_at_checked(9).ok_or("it is too short")?;
-    let expected = format!("{:08x} ", crc32fast::hash(json));
-    if crc != expected.as_bytes() {
-        return Err(format!("its checksum is not {}", expected.trim_end()));
-    }
-    serde_json::from_slice(json).map_err(|error| error.to_string())
+    serde_json::from_slice(unseal(line)?).map_err(|error| error.to_string())
 }
 
-fn set_aside(root: &Path, line: &[u8], reason: &str) -> io::Result<()> {
-    let path = root.join(DAMAGED);
-    log::warn!("the journal has a damaged line ({reason}); it is kept in {}", path.display());
-    let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
-    if file.metadata()?.len() > DAMAGED_MAX {
-        fs::rename(&path, root.join(DAMAGED_BEFORE))?;
-        file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+fn tell(read: &mut Read, number: u64, reason: &str) {
+    read.damaged_lines += 1;
+    read.is_to_be_kept = true;
+    // A disk that damages every line does not fill up the log with them.
+    if read.damaged_lines <= TOLD_MAX {
+        log::warn!("line {number} of the journal is damaged: {reason}");
     }
-    writeln!(file, "# {reason}")?;
-    file.write_all(line)?;
-    if !line.ends_with(b"\n") {
-        file.write_all(b"\n")?;
-    }
-    Ok(())
 }

@@ -4,15 +4,21 @@
 //! HTTP or threads.
 
 mod advice;
+mod aside;
+mod damaged;
 mod files;
+mod format;
 mod journal;
 mod record;
 mod replay;
+mod sealed;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_damage;
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,12 +28,13 @@ use crate::core::event::Record;
 use crate::core::ids::TaskId;
 
 pub use advice::advice;
-pub use files::{Files, PayloadWriter};
+pub use aside::Aside;
+pub use damaged::DamageKind;
+pub use files::{Files, Lost};
+use format::Format;
 use journal::Journal;
+use replay::Replay;
 pub use replay::Restored;
-
-/// The layout of the state directory; a daemon refuses one that is newer than it knows.
-const FORMAT: &str = "1";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
@@ -35,8 +42,11 @@ pub enum SpoolError {
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{} is in use by another kurultaid: stop that one, or give this one its own daemon.state_dir", .path.display())]
     InUse { path: PathBuf },
-    #[error("{} has format {found:?}, and this kurultaid knows {FORMAT}: run the kurultaid that wrote it, or move it away", .path.display())]
-    Format { path: PathBuf, found: String },
+    #[error(
+        "{} has format {found}, and this kurultaid knows {} and older ones: run the kurultaid that wrote it, or move it away",
+        .path.display(), format::CURRENT
+    )]
+    Format { path: PathBuf, found: u64 },
 }
 
 /// Task numbers, given out in order and never twice. Any thread may take one.
@@ -52,17 +62,26 @@ impl TaskIds {
 /// The journal and the directory around it; owned by the scheduler.
 #[derive(Debug)]
 pub struct Spool {
-    journal: Journal,
+    /// `None`: it could not be written at the start, and is tried again.
+    journal: Option<Journal>,
     files: Files,
     ids: TaskIds,
     fsync: bool,
+    format: Format,
+    /// Lines of the journal on the disk that cannot be used. It is kept before another one takes its place.
+    damaged_lines: usize,
     /// Held as long as the daemon lives (flock(2)); the kernel gives it back however it ends.
     _lock: File,
 }
 
 impl Spool {
     /// Takes the directory for this daemon and reads what the last one left. The journal on disk is whole and short
-    /// again when this returns.
+    /// again when this returns, unless [`Restored::trouble`] says why it could not be written.
+    ///
+    /// # Errors
+    ///
+    /// Another daemon has the directory, it is of a format of the future, or it can be neither read nor made. What is
+    /// damaged is none of these.
     pub fn open(root: &Path, fsync: bool) -> Result<(Spool, Restored), SpoolError> {
         let failed = |what: &'static str| {
             let path = root.to_path_buf();
@@ -70,17 +89,29 @@ impl Spool {
         };
         DirBuilder::new().recursive(true).mode(0o711).create(root).map_err(failed("create"))?;
         let lock = lock(root)?;
-        check_format(root)?;
         let files = Files::open(root, fsync).map_err(failed("prepare"))?;
-        let read = Journal::read(root).map_err(failed("read the journal in"))?;
-        let mut restored = replay::replay(read.records, read.next);
+        let format = Format::check(root, files.damaged())?;
+        let mut replay = Replay::default();
+        let mut read = Journal::read(root, files.damaged(), &mut replay).map_err(failed("read the journal in"))?;
+        let with_files = files.tasks_with_files().map_err(failed("look through"))?;
+        if read.is_missing && format != Format::Missing && !with_files.is_empty() {
+            files.damaged().note(DamageKind::Journal, "the journal", &Lost::Missing.to_string());
+            read.damaged_lines = 1;
+        }
+        let mut restored = replay.restored();
         restored.damaged_lines = read.damaged_lines;
-        replay::reconcile(&mut restored, &files).map_err(failed("look through"))?;
-        let records = restored.records();
-        let journal =
-            Journal::rewrite(root, restored.next_task, &records, fsync).map_err(failed("write the journal in"))?;
-        let ids = TaskIds(Arc::new(AtomicU64::new(restored.next_task)));
-        Ok((Spool { journal, files, ids, fsync, _lock: lock }, restored))
+        replay::reconcile(&mut restored, &files, &with_files);
+        let mut spool = Spool {
+            journal: None,
+            ids: TaskIds(Arc::new(AtomicU64::new(restored.next_task))),
+            files,
+            fsync,
+            format,
+            damaged_lines: if read.is_to_be_kept { read.damaged_lines } else { 0 },
+            _lock: lock,
+        };
+        restored.trouble = spool.rewrite(restored.records()).err().map(|error| error.to_string());
+        Ok((spool, restored))
     }
 
     pub fn files(&self) -> Files {
@@ -102,63 +133,58 @@ impl Spool {
     /// Writes records in order. They survive the end of the daemon when this returns, and a power cut after a
     /// [`Spool::sync_handle`] has been synced.
     pub fn append<'a>(&mut self, records: impl Iterator<Item = &'a Record>) -> Result<(), SpoolError> {
-        self.journal.append(records).map_err(|source| SpoolError::Io {
-            what: "write to",
-            path: self.journal.path().to_path_buf(),
-            source,
-        })
+        let written = match &mut self.journal {
+            Some(journal) => journal.append(records),
+            None => Err(io::Error::other("it has not been opened yet")),
+        };
+        written.map_err(|source| self.journal_error("write to", source))
     }
 
-    /// The open journal, for a thread that syncs it.
-    pub fn sync_handle(&self) -> Result<File, SpoolError> {
-        self.journal.handle().map_err(|source| SpoolError::Io {
-            what: "open",
-            path: self.journal.path().to_path_buf(),
-            source,
-        })
+    /// The open journal, for a thread that syncs it; `None` while there is none.
+    pub fn sync_handle(&self) -> Result<Option<File>, SpoolError> {
+        let handle = self.journal.as_ref().map(Journal::handle).transpose();
+        handle.map_err(|source| self.journal_error("open", source))
     }
 
     /// Whether the journal is long and mostly about tasks that are gone.
     pub fn wants_rewrite(&self) -> bool {
-        self.journal.wants_rewrite()
+        self.journal.as_ref().is_some_and(Journal::wants_rewrite)
     }
 
     /// Replaces the journal by one that says the same as `records`; everything in it is durable when this returns.
-    pub fn rewrite(&mut self, records: &[Record]) -> Result<(), SpoolError> {
+    pub fn rewrite(&mut self, records: impl Iterator<Item = Record>) -> Result<(), SpoolError> {
+        let root = self.files.root();
+        let failed = |what: &'static str| {
+            let path = root.to_path_buf();
+            move |source| SpoolError::Io { what, path, source }
+        };
+        if self.damaged_lines > 0 {
+            Journal::keep(root, self.files.damaged(), self.damaged_lines)
+                .map_err(failed("keep the damaged journal of"))?;
+            self.damaged_lines = 0;
+        }
+        // Why first: a daemon that knows this format reads the older ones, and not the other way round.
+        self.format.write(root, self.fsync).map_err(failed("write the format of"))?;
         let next = self.ids.0.load(Ordering::Relaxed);
-        self.journal = Journal::rewrite(self.files.root(), next, records, self.fsync).map_err(|source| {
-            SpoolError::Io { what: "rewrite the journal in", path: self.files.root().to_path_buf(), source }
-        })?;
+        let journal = Journal::rewrite(root, next, records, self.fsync).map_err(failed("rewrite the journal in"))?;
+        self.journal = Some(journal);
         Ok(())
+    }
+
+    fn journal_error(&self, what: &'static str, source: io::Error) -> SpoolError {
+        SpoolError::Io { what, path: self.files.root().join(journal::NAME), source }
     }
 }
 
 fn lock(root: &Path) -> Result<File, SpoolError> {
     let path = root.join("lock");
     let failed = |source| SpoolError::Io { what: "open", path: path.clone(), source };
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
+    let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    // Why: a file system that has become read-only, or a directory of that name, is no reason not to start.
+    let file = opened.or_else(|error| File::open(&path).map_err(|_| error)).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(SpoolError::InUse { path: root.to_path_buf() }),
         Err(std::fs::TryLockError::Error(source)) => Err(SpoolError::Io { what: "lock", path, source }),
-    }
-}
-
-fn check_format(root: &Path) -> Result<(), SpoolError> {
-    let path = root.join("format");
-    match std::fs::read_to_string(&path) {
-        Ok(found) if found.trim() == FORMAT => Ok(()),
-        Ok(found) => Err(SpoolError::Format { path: root.to_path_buf(), found: found.trim().to_string() }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let written = OpenOptions::new()
-                .create(true)
-                .write(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&path)
-                .and_then(|mut file| writeln!(file, "{FORMAT}").and_then(|()| file.sync_all()));
-            written.map_err(|source| SpoolError::Io { what: "write", path, source })
-        }
-        Err(source) => Err(SpoolError::Io { what: "read", path, source }),
     }
 }

@@ -9,11 +9,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use crate::core::attempts::Attempt;
+use crate::core::breaker::{BreakerMemory, RememberedPhase};
 use crate::core::event::Record;
 use crate::core::ids::{TaskId, WorkerId};
 use crate::core::ledger::FinishedTask;
 use crate::core::task::{
-    Failure, FailureCode, Outcome, Payload, PayloadKind, Priority, ResultPlace, ResultRef, TaskSpec,
+    Failure, FailureCode, Outcome, Payload, PayloadKind, Priority, ResultPlace, ResultRef, Stored, TaskSpec,
 };
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,6 +39,8 @@ pub(super) enum Line {
         retries: u32,
         #[serde(skip_serializing_if = "is_zero", default)]
         memory_deaths: u32,
+        #[serde(skip_serializing_if = "is_false", default)]
+        by_memory: bool,
         preemptions: u32,
         preempted: bool,
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
@@ -67,9 +70,30 @@ pub(super) enum Line {
         agent: String,
         peak_bytes: u64,
     },
+    /// Somebody wants a running task gone.
+    Cancel {
+        task: u64,
+    },
+    Breaker {
+        name: String,
+        state: Circuit,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        until: Option<u64>,
+        openings: usize,
+    },
     Forgotten {
         task: u64,
     },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Circuit {
+    Closed,
+    HalfOpen,
+    Open,
+    /// By an operator.
+    ForcedOpen,
 }
 
 /// A failed attempt.
@@ -109,7 +133,15 @@ pub(super) struct Spec {
 pub(super) enum Data {
     Text(String),
     Base64(String),
-    File(u64),
+    File(Held),
+}
+
+/// A file, with the checksum of it. Format 1 had the size alone, and so has what is only remembered of one.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Held {
+    Checked { bytes: u64, crc: String },
+    Bytes(u64),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -139,10 +171,16 @@ pub(super) enum End {
 /// A journal's line says something no daemon wrote.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LineError {
+    #[error("it begins a journal and is no record")]
+    Begin,
     #[error("priority {0} is none of 0 to 4")]
     Priority(u8),
     #[error("no failure is called {0:?}")]
     FailureCode(String),
+    #[error("checksum {0:?} is not eight hexadecimal digits")]
+    Checksum(String),
+    #[error("a circuit breaker is open and nobody knows until when")]
+    Circuit,
     #[error("a payload is not base64: {0}")]
     Base64(#[from] base64::DecodeError),
 }
@@ -154,16 +192,27 @@ impl Line {
                 Line::Accepted { task: task.0, at: *created_ms, spec: Spec::of(spec) }
             }
             Record::Started { task, started_ms } => Line::Started { task: task.0, at: *started_ms },
-            Record::Returned { task, retries, memory_deaths, preemptions, preempted, attempts } => Line::Returned {
+            Record::Returned { task, retries, memory_deaths, by_memory, preemptions, preempted, attempts } => Line::Returned {
                 task: task.0,
                 retries: *retries,
                 memory_deaths: *memory_deaths,
+                by_memory: *by_memory,
                 preemptions: *preemptions,
                 preempted: *preempted,
                 attempts: attempts.iter().map(Tried::of).collect(),
             },
             Record::Footprint { agent, peak_bytes } => {
                 Line::Footprint { agent: agent.to_string(), peak_bytes: *peak_bytes }
+            }
+            Record::CancelRequested { task } => Line::Cancel { task: task.0 },
+            Record::Breaker { name, memory } => {
+                let (state, until) = match memory.phase {
+                    RememberedPhase::Closed => (Circuit::Closed, None),
+                    RememberedPhase::HalfOpen => (Circuit::HalfOpen, None),
+                    RememberedPhase::Open { until_ms } => (Circuit::Open, Some(until_ms)),
+                    RememberedPhase::Forced => (Circuit::ForcedOpen, None),
+                };
+                Line::Breaker { name: name.to_string(), state, until, openings: memory.openings }
             }
             Record::Finished(task) => Line::Finished {
                 task: task.id.0,
@@ -183,21 +232,35 @@ impl Line {
         }
     }
 
-    pub(super) fn into_record(self) -> Result<Option<Record>, LineError> {
-        Ok(Some(match self {
-            Line::Begin { .. } => return Ok(None),
+    /// # Errors
+    ///
+    /// It says what no daemon writes. A first line is no record.
+    pub(super) fn into_record(self) -> Result<Record, LineError> {
+        Ok(match self {
+            Line::Begin { .. } => return Err(LineError::Begin),
             Line::Accepted { task, at, spec } => {
                 Record::Accepted { task: TaskId(task), spec: Arc::new(spec.into_spec()?), created_ms: at }
             }
             Line::Started { task, at } => Record::Started { task: TaskId(task), started_ms: at },
-            Line::Returned { task, retries, memory_deaths, preemptions, preempted, attempts } => Record::Returned {
+            Line::Returned { task, retries, memory_deaths, by_memory, preemptions, preempted, attempts } => Record::Returned {
                 task: TaskId(task),
                 retries,
                 memory_deaths,
+                by_memory,
                 preemptions,
                 preempted,
                 attempts: attempts.into_iter().map(Tried::into_attempt).collect::<Result<_, _>>()?,
             },
+            Line::Cancel { task } => Record::CancelRequested { task: TaskId(task) },
+            Line::Breaker { name, state, until, openings } => {
+                let phase = match state {
+                    Circuit::Closed => RememberedPhase::Closed,
+                    Circuit::HalfOpen => RememberedPhase::HalfOpen,
+                    Circuit::Open => RememberedPhase::Open { until_ms: until.ok_or(LineError::Circuit)? },
+                    Circuit::ForcedOpen => RememberedPhase::Forced,
+                };
+                Record::Breaker { name: Arc::from(name), memory: BreakerMemory { phase, openings } }
+            }
             Line::Footprint { agent, peak_bytes } => Record::Footprint { agent: Arc::from(agent), peak_bytes },
             Line::Finished {
                 task,
@@ -227,7 +290,7 @@ impl Line {
                 outcome: end.into_outcome()?,
             })),
             Line::Forgotten { task } => Record::Forgotten { task: TaskId(task) },
-        }))
+        })
     }
 }
 
@@ -265,7 +328,7 @@ impl Spec {
             priority: spec.priority.index() as u8,
             payload: match &spec.payload {
                 Payload::Inline(bytes) => Data::of(bytes),
-                Payload::File { bytes } => Data::File(*bytes),
+                Payload::File(stored) => Data::File(Held::of(*stored)),
             },
             json: spec.payload_kind == PayloadKind::Json,
             timeout_ms: spec.timeout.as_millis() as u64,
@@ -284,7 +347,7 @@ impl Spec {
             priority: *Priority::ALL.get(usize::from(self.priority)).ok_or(LineError::Priority(self.priority))?,
             payload: match self.payload.into_bytes()? {
                 Ok(bytes) => Payload::Inline(Arc::from(bytes)),
-                Err(bytes) => Payload::File { bytes },
+                Err(stored) => Payload::File(stored),
             },
             payload_kind: if self.json { PayloadKind::Json } else { PayloadKind::Raw },
             timeout: Duration::from_millis(self.timeout_ms),
@@ -306,13 +369,32 @@ impl Data {
         }
     }
 
-    /// The bytes, or the size of the file that has them.
-    fn into_bytes(self) -> Result<Result<Vec<u8>, u64>, LineError> {
+    /// The bytes, or what is known of the file that has them.
+    fn into_bytes(self) -> Result<Result<Vec<u8>, Stored>, LineError> {
         Ok(match self {
             Data::Text(text) => Ok(text.into_bytes()),
             Data::Base64(text) => Ok(BASE64.decode(text)?),
-            Data::File(bytes) => Err(bytes),
+            Data::File(held) => Err(held.into_stored()?),
         })
+    }
+}
+
+impl Held {
+    fn of(stored: Stored) -> Held {
+        match stored.crc {
+            Some(crc) => Held::Checked { bytes: stored.bytes, crc: format!("{crc:08x}") },
+            None => Held::Bytes(stored.bytes),
+        }
+    }
+
+    fn into_stored(self) -> Result<Stored, LineError> {
+        match self {
+            Held::Checked { bytes, crc } => match u32::from_str_radix(&crc, 16) {
+                Ok(crc) => Ok(Stored { bytes, crc: Some(crc) }),
+                Err(_) => Err(LineError::Checksum(crc)),
+            },
+            Held::Bytes(bytes) => Ok(Stored::unchecked(bytes)),
+        }
     }
 }
 
@@ -322,7 +404,7 @@ impl End {
             Outcome::Completed(result) => End::Completed {
                 result: match &result.place {
                     ResultPlace::Inline(bytes) => Data::of(bytes),
-                    ResultPlace::File { bytes } => Data::File(*bytes),
+                    ResultPlace::File(stored) => Data::File(Held::of(*stored)),
                 },
                 json: result.is_json,
             },
@@ -345,7 +427,7 @@ impl End {
             End::Completed { result, json } => Outcome::Completed(ResultRef {
                 place: match result.into_bytes()? {
                     Ok(bytes) => ResultPlace::Inline(Arc::from(bytes)),
-                    Err(bytes) => ResultPlace::File { bytes },
+                    Err(stored) => ResultPlace::File(stored),
                 },
                 is_json: json,
             }),
@@ -362,4 +444,8 @@ impl End {
 
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::files::Files;
-use crate::core::attempts::Attempts;
+use crate::core::breaker::BreakerMemory;
 use crate::core::event::Record;
 use crate::core::ids::{AgentName, TaskId};
 use crate::core::ledger::FinishedTask;
 use crate::core::restore::{Unfinished, UnfinishedState};
-use crate::core::task::{Outcome, Payload, ResultPlace};
+use crate::core::task::{Outcome, Payload, ResultPlace, Stored};
 
 /// What a start takes over, in the order of acceptance.
 #[derive(Debug, Default)]
@@ -18,105 +18,146 @@ pub struct Restored {
     pub unfinished: Vec<Unfinished>,
     /// The most memory a task of each agent was seen to need, in bytes.
     pub footprints: Vec<(AgentName, u64)>,
+    /// How the breakers stood.
+    pub breakers: Vec<(Arc<str>, BreakerMemory)>,
     /// The first task number that was never given out.
     pub next_task: u64,
     pub damaged_lines: usize,
+    /// Why the journal could not be written anew. It has to be before anything is kept.
+    pub trouble: Option<String>,
 }
 
 impl Restored {
     /// The shortest journal that says the same.
-    pub(super) fn records(&self) -> Vec<Record> {
+    pub(super) fn records(&self) -> impl Iterator<Item = Record> {
         let finished = self.finished.iter().map(|task| Record::Finished(Arc::new(task.clone())));
         let footprints = self
             .footprints
             .iter()
             .map(|(agent, peak_bytes)| Record::Footprint { agent: agent.clone(), peak_bytes: *peak_bytes });
-        finished.chain(footprints).chain(self.unfinished.iter().flat_map(Unfinished::records)).collect()
+        let breakers =
+            self.breakers.iter().map(|(name, memory)| Record::Breaker { name: name.clone(), memory: *memory });
+        finished.chain(footprints).chain(breakers).chain(self.unfinished.iter().flat_map(Unfinished::records))
     }
 }
 
-pub(super) fn replay(records: Vec<Record>, next: u64) -> Restored {
-    let mut unfinished: BTreeMap<TaskId, Unfinished> = BTreeMap::new();
-    let mut finished: BTreeMap<TaskId, FinishedTask> = BTreeMap::new();
-    let mut ended: Vec<TaskId> = Vec::new();
-    let mut footprints: BTreeMap<AgentName, u64> = BTreeMap::new();
-    let mut next = next;
-    for record in records {
+/// Records, one after the other, to where they lead. What it holds is what there is to know: a long journal about few tasks
+/// costs little.
+#[derive(Debug, Default)]
+pub(super) struct Replay {
+    unfinished: BTreeMap<TaskId, Unfinished>,
+    finished: BTreeMap<TaskId, FinishedTask>,
+    ended: Vec<TaskId>,
+    footprints: BTreeMap<AgentName, u64>,
+    breakers: BTreeMap<Arc<str>, BreakerMemory>,
+    next: u64,
+}
+
+impl Replay {
+    pub(super) fn numbers_begin_at(&mut self, next: u64) {
+        self.next = self.next.max(next);
+    }
+
+    pub(super) fn take(&mut self, record: Record) {
         match record {
             Record::Accepted { task, spec, created_ms } => {
-                next = next.max(task.0 + 1);
-                let state = UnfinishedState::Queued;
-                let new = Unfinished {
-                    id: task,
-                    spec,
-                    created_ms,
-                    started_ms: None,
-                    retries: 0,
-                    memory_deaths: 0,
-                    attempts: Attempts::default(),
-                    preemptions: 0,
-                    state,
-                    has_checkpoint: false,
-                };
-                unfinished.insert(task, new);
+                self.numbers_begin_at(task.0 + 1);
+                self.unfinished.insert(task, Unfinished::accepted(task, spec, created_ms));
             }
             Record::Started { task, started_ms } => {
-                if let Some(task) = unfinished.get_mut(&task) {
+                if let Some(task) = self.unfinished.get_mut(&task) {
                     task.started_ms = task.started_ms.or(Some(started_ms));
                     task.state = UnfinishedState::Running;
                 }
             }
-            Record::Footprint { agent, peak_bytes } => {
-                footprints.insert(agent, peak_bytes);
-            }
-            Record::Returned { task, retries, memory_deaths, preemptions, preempted, attempts } => {
-                if let Some(task) = unfinished.get_mut(&task) {
+            Record::Returned { task, retries, memory_deaths, by_memory, preemptions, preempted, attempts } => {
+                if let Some(task) = self.unfinished.get_mut(&task) {
                     (task.retries, task.memory_deaths, task.preemptions) = (retries, memory_deaths, preemptions);
+                    task.by_memory = by_memory;
                     task.attempts = attempts;
                     task.state = if preempted { UnfinishedState::Preempted } else { UnfinishedState::Returned };
                 }
             }
+            Record::CancelRequested { task } => {
+                if let Some(task) = self.unfinished.get_mut(&task) {
+                    task.is_cancelled = true;
+                }
+            }
+            Record::Footprint { agent, peak_bytes } => {
+                self.footprints.insert(agent, peak_bytes);
+            }
+            Record::Breaker { name, memory } => {
+                self.breakers.insert(name, memory);
+            }
             Record::Finished(task) => {
-                next = next.max(task.id.0 + 1);
-                unfinished.remove(&task.id);
-                ended.push(task.id);
-                finished.insert(task.id, FinishedTask::clone(&task));
+                self.numbers_begin_at(task.id.0 + 1);
+                self.unfinished.remove(&task.id);
+                self.ended.push(task.id);
+                self.finished.insert(task.id, Arc::unwrap_or_clone(task));
             }
             Record::Forgotten { task } => {
-                finished.remove(&task);
+                self.finished.remove(&task);
             }
         }
     }
-    Restored {
-        finished: ended.into_iter().filter_map(|task| finished.remove(&task)).collect(),
-        unfinished: unfinished.into_values().collect(),
-        footprints: footprints.into_iter().collect(),
-        next_task: next,
-        damaged_lines: 0,
+
+    pub(super) fn restored(mut self) -> Restored {
+        Restored {
+            finished: self.ended.into_iter().filter_map(|task| self.finished.remove(&task)).collect(),
+            unfinished: self.unfinished.into_values().collect(),
+            footprints: self.footprints.into_iter().collect(),
+            breakers: self.breakers.into_iter().collect(),
+            next_task: self.next.max(1),
+            damaged_lines: 0,
+            trouble: None,
+        }
     }
 }
 
-/// Holds the records against the files: a checkpoint counts only if it is whole, and files of tasks that nobody knows
-/// are removed.
-pub(super) fn reconcile(restored: &mut Restored, files: &Files) -> std::io::Result<()> {
+/// Holds the records against the files: only a whole payload, checkpoint or result counts, and files of tasks that nobody
+/// knows are removed, or set aside if it is the journal's fault.
+///
+/// `with_files`: the tasks that have a file of any kind.
+pub(super) fn reconcile(restored: &mut Restored, files: &Files, with_files: &[TaskId]) {
     for task in &mut restored.unfinished {
-        task.has_checkpoint = files
-            .read_checkpoint(task.id)
-            .is_ok_and(|text| serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok());
-    }
-    for task in files.tasks_with_files()? {
-        let wants_inputs = restored.unfinished.iter().find(|known| known.id == task);
-        let wants_result = restored.finished.iter().find(|known| known.id == task);
-        if wants_inputs.is_none_or(|known| matches!(known.spec.payload, Payload::Inline(_)) && !known.has_checkpoint) {
-            files.remove_inputs(task);
-        }
-        let keeps_result = wants_result.is_some_and(|known| match &known.outcome {
-            Outcome::Completed(result) => matches!(result.place, ResultPlace::File { .. }),
-            Outcome::Failed(_) | Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted => false,
-        });
-        if !keeps_result {
-            files.remove_result(task);
+        if let Payload::File(stored) = task.spec.payload
+            && let Err(lost) = files.check_payload(task.id, stored)
+        {
+            task.lost = Some(lost.to_string().into_boxed_str());
         }
     }
-    Ok(())
+    // In the order of their numbers, both; what ended is not.
+    let unfinished = &mut restored.unfinished;
+    let results: BTreeMap<TaskId, Stored> = restored.finished.iter().filter_map(result_file).collect();
+    for (task, stored) in &results {
+        files.look_at_result(*task, *stored);
+    }
+    for &task in with_files {
+        let known = unfinished.binary_search_by_key(&task, |known| known.id).ok().map(|place| &mut unfinished[place]);
+        match known {
+            Some(known) => {
+                known.has_checkpoint = files.read_checkpoint(task).is_ok();
+                if matches!(known.spec.payload, Payload::Inline(_)) && !known.has_checkpoint {
+                    files.remove_inputs(task);
+                }
+                files.remove_result(task);
+            }
+            None if results.contains_key(&task) => files.remove_inputs(task),
+            None if restored.damaged_lines > 0 => files.set_task_aside(task),
+            None => {
+                files.remove_inputs(task);
+                files.remove_result(task);
+            }
+        }
+    }
+}
+
+fn result_file(task: &FinishedTask) -> Option<(TaskId, Stored)> {
+    match &task.outcome {
+        Outcome::Completed(result) => match result.place {
+            ResultPlace::File(stored) => Some((task.id, stored)),
+            ResultPlace::Inline(_) => None,
+        },
+        Outcome::Failed(_) | Outcome::Cancelled | Outcome::Skipped | Outcome::Evicted => None,
+    }
 }

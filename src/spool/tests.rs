@@ -2,12 +2,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use std::io::Write;
 use crate::core::attempts::{Attempt, Attempts};
 use crate::core::restore::UnfinishedState;
 use crate::core::task::{Failure, FailureCode, Payload, PayloadKind, Priority, TaskSpec};
 
 /// Waits for a moment: a process that another test starts has all our descriptors until its exec, the lock among them.
-fn open(root: &Path, fsync: bool) -> (Spool, Restored) {
+pub(super) fn open(root: &Path, fsync: bool) -> (Spool, Restored) {
     for _ in 0..500 {
         match Spool::open(root, fsync) {
             Err(SpoolError::InUse { .. }) => drop(crossbeam::channel::after(Duration::from_millis(20)).recv()),
@@ -17,7 +18,7 @@ fn open(root: &Path, fsync: bool) -> (Spool, Restored) {
     panic!("{} stays in use", root.display());
 }
 
-fn spec(payload: &[u8]) -> Arc<TaskSpec> {
+pub(super) fn spec(payload: &[u8]) -> Arc<TaskSpec> {
     Arc::new(TaskSpec {
         agent: Arc::from("wc"),
         priority: Priority::High,
@@ -33,7 +34,7 @@ fn spec(payload: &[u8]) -> Arc<TaskSpec> {
     })
 }
 
-fn accepted(task: u64, payload: &[u8]) -> Record {
+pub(super) fn accepted(task: u64, payload: &[u8]) -> Record {
     Record::Accepted { task: TaskId(task), spec: spec(payload), created_ms: 77 }
 }
 
@@ -53,6 +54,7 @@ fn what_was_accepted_is_there_after_reopening_and_numbers_go_on() {
             task,
             retries: 1,
             memory_deaths: 0,
+            by_memory: true,
             preemptions: 2,
             preempted: false,
             attempts: attempts.clone(),
@@ -67,6 +69,7 @@ fn what_was_accepted_is_there_after_reopening_and_numbers_go_on() {
     let [first, second] = &restored.unfinished[..] else { panic!("two tasks: {restored:?}") };
     assert_eq!(first.spec, spec(b"not utf8: \xff"));
     assert_eq!((first.state, first.retries, first.preemptions), (UnfinishedState::Returned, 1, 2));
+    assert!(first.by_memory && !second.by_memory);
     assert_eq!(first.attempts, attempts);
     assert_eq!((second.id, second.state, second.created_ms), (TaskId(2), UnfinishedState::Queued, 77));
 }
@@ -76,8 +79,15 @@ fn a_journal_from_before_attempts_were_kept_is_read() {
     let root = tempfile::tempdir().expect("a directory");
     let (mut spool, _) = open(root.path(), false);
     let attempts = Attempts::default();
-    let returned =
-        Record::Returned { task: TaskId(1), retries: 1, memory_deaths: 0, preemptions: 0, preempted: false, attempts };
+    let returned = Record::Returned {
+        task: TaskId(1),
+        retries: 1,
+        memory_deaths: 0,
+        by_memory: false,
+        preemptions: 0,
+        preempted: false,
+        attempts,
+    };
     spool.append([accepted(1, b"a"), returned].iter()).expect("written");
     drop(spool);
     let journal = std::fs::read_to_string(root.path().join("journal")).expect("text");
@@ -103,26 +113,13 @@ fn damaged_lines_are_set_aside_and_the_others_count() {
     let mut journal = std::fs::read_to_string(&path).expect("text");
     journal = journal.replacen("\"task\":1", "\"task\":9", 1);
     journal.push_str("00000000 {\"op\":\"acc");
-    std::fs::write(&path, journal).expect("written");
+    std::fs::write(&path, &journal).expect("written");
 
     let (_spool, restored) = open(root.path(), false);
     assert_eq!(restored.damaged_lines, 2);
     assert_eq!(restored.unfinished.iter().map(|task| task.id.0).collect::<Vec<_>>(), [2]);
-    let aside = std::fs::read_to_string(root.path().join("journal.damaged")).expect("kept");
-    assert!(aside.contains("\"task\":9") && aside.contains("cut off"), "{aside}");
-}
-
-#[test]
-fn what_is_kept_of_damaged_lines_has_a_bound() {
-    let root = tempfile::tempdir().expect("a directory");
-    let garbage = format!("{}\n", "x".repeat(200_000)).repeat(30);
-    std::fs::write(root.path().join("journal"), garbage).expect("written");
-    let (_spool, restored) = open(root.path(), false);
-    assert_eq!(restored.damaged_lines, 30);
-    for name in ["journal.damaged", "journal.damaged.1"] {
-        let bytes = std::fs::metadata(root.path().join(name)).expect("kept").len();
-        assert!((1..1_300_000).contains(&bytes), "{name} has {bytes} bytes");
-    }
+    let aside = std::fs::read_to_string(root.path().join("damaged/journal-journal.1")).expect("kept");
+    assert_eq!(aside, journal, "whole, as it was found");
 }
 
 #[test]
@@ -150,7 +147,9 @@ fn files_nobody_owns_are_removed_and_a_dropped_payload_leaves_none() {
 #[test]
 fn a_format_of_the_future_is_refused_and_left_alone() {
     let root = tempfile::tempdir().expect("a directory");
-    std::fs::write(root.path().join("format"), "2\n").expect("written");
-    assert!(matches!(Spool::open(root.path(), false), Err(SpoolError::Format { .. })));
-    assert_eq!(std::fs::read_to_string(root.path().join("format")).expect("there"), "2\n");
+    std::fs::write(root.path().join("format"), "3\n").expect("written");
+    std::fs::write(root.path().join("journal"), "what only that one knows\n").expect("written");
+    assert!(matches!(Spool::open(root.path(), false), Err(SpoolError::Format { found: 3, .. })));
+    assert_eq!(std::fs::read_to_string(root.path().join("format")).expect("there"), "3\n");
+    assert_eq!(std::fs::read_to_string(root.path().join("journal")).expect("there"), "what only that one knows\n");
 }

@@ -83,7 +83,7 @@ impl Listener {
     pub fn finish(mut self) -> Heard {
         let held_back = self.session.held_back_progress(self.room.now);
         self.heard.reports.extend(held_back.map(|report| format!("{report:?}")));
-        self.session.abandon(&self.room.files);
+        self.session.abandon();
         self.heard
     }
 }

@@ -128,7 +128,7 @@ impl Worker {
                 // A program that does not read its payload is free not to.
                 let _ = sent.and_then(|()| self.input.finish());
             }
-            (Role::Oneshot { .. }, Some(Payload::File { .. }) | None) => {
+            (Role::Oneshot { .. }, Some(Payload::File(_)) | None) => {
                 let _ = self.input.finish();
             }
         }
@@ -213,7 +213,7 @@ impl Worker {
         match compose_task(room, assignment, self.user.as_ref(), &mut line) {
             Ok(()) => self.tell(room, |_, out| if out.is_empty() { *out = line } else { out.extend_from_slice(&line) }),
             Err(error) => {
-                session.abandon(&room.files);
+                session.abandon();
                 room.report(self.id, Report::Failed { task: assignment.task, error, stack: None, retryable: false });
             }
         }
@@ -332,12 +332,12 @@ impl Worker {
             room.cgroups.remove(cgroup);
         }
         match self.role {
-            Role::Persistent { mut session, .. } => session.abandon(&room.files),
+            Role::Persistent { mut session, .. } => session.abandon(),
             Role::Oneshot { mut sink, error, .. } => {
                 if exit.status == Some(0) && error.is_none() {
                     exit.result = sink.finish(false);
                 } else {
-                    sink.discard(&room.files);
+                    sink.discard();
                 }
                 exit.result_error = error;
             }
@@ -432,7 +432,7 @@ impl Worker {
         self.input.close();
         if let Role::Persistent { lines, session } = &mut self.role {
             *lines = LineBuffer::default();
-            session.abandon(&room.files);
+            session.abandon();
         }
         room.report(self.id, Report::ProtocolError { message });
     }
@@ -473,11 +473,11 @@ fn compose_task(room: &Room, assignment: &Assignment, user: Option<&User>, line:
     let from_file;
     let bytes = match &assignment.spec.payload {
         Payload::Inline(bytes) => Some(&bytes[..]),
-        Payload::File { bytes } if *bytes <= PAYLOAD_IN_MESSAGE_MAX as u64 => {
+        Payload::File(stored) if stored.bytes <= PAYLOAD_IN_MESSAGE_MAX as u64 => {
             from_file = std::fs::read(&path).map_err(unreadable)?;
             Some(&from_file[..])
         }
-        Payload::File { .. } => None,
+        Payload::File(_) => None,
     };
     let carried = match (bytes, assignment.spec.payload_kind) {
         (Some(bytes), PayloadKind::Json) => Some(Carried::Json(bytes)),

@@ -1,16 +1,14 @@
 //! A result as it comes in: in memory while it is small, then in the task's result file.
 
-use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 
 use crate::core::ids::TaskId;
 use crate::core::limits::INLINE_RESULT_MAX;
 use crate::core::task::{ResultPlace, ResultRef};
-use crate::spool::{Files, advice};
+use crate::spool::{Aside, Files, advice};
 
-/// Where the bytes of one task's result go. Dropping it unfinished leaves a file, if there is one, to
-/// [`ResultSink::discard`].
+/// Where the bytes of one task's result go. Dropped unfinished, it leaves no file.
 #[derive(Debug)]
 pub struct ResultSink {
     task: TaskId,
@@ -21,10 +19,7 @@ pub struct ResultSink {
 #[derive(Debug)]
 enum Place {
     Memory(Vec<u8>),
-    File {
-        file: File,
-        bytes: u64,
-    },
+    File(Aside),
     /// It cannot be kept; what still comes is thrown away.
     Lost,
 }
@@ -53,7 +48,7 @@ impl ResultSink {
     pub fn write(&mut self, files: &Files, piece: &[u8]) -> Result<(), ResultError> {
         let written = self.try_write(files, piece);
         if written.is_err() {
-            self.discard(files);
+            self.discard();
         }
         written
     }
@@ -61,7 +56,7 @@ impl ResultSink {
     fn try_write(&mut self, files: &Files, piece: &[u8]) -> Result<(), ResultError> {
         let so_far = match &self.place {
             Place::Memory(bytes) => bytes.len() as u64,
-            Place::File { bytes, .. } => *bytes,
+            Place::File(file) => file.bytes(),
             Place::Lost => return Ok(()),
         };
         let total = so_far + piece.len() as u64;
@@ -72,34 +67,28 @@ impl ResultSink {
             Place::Memory(memory) if total <= INLINE_RESULT_MAX as u64 => memory.extend_from_slice(piece),
             Place::Memory(memory) => {
                 let mut file = files.create_result(self.task).map_err(ResultError::write)?;
-                let written = file.write_all(memory).and_then(|()| file.write_all(piece));
-                self.place = Place::File { file, bytes: total };
-                written.map_err(ResultError::write)?;
+                file.write_all(memory).and_then(|()| file.write_all(piece)).map_err(ResultError::write)?;
+                self.place = Place::File(file);
             }
-            Place::File { file, bytes } => {
-                file.write_all(piece).map_err(ResultError::write)?;
-                *bytes = total;
-            }
+            Place::File(file) => file.write_all(piece).map_err(ResultError::write)?,
             Place::Lost => {}
         }
         Ok(())
     }
 
-    /// The whole result; `None` if it was lost.
+    /// The whole result; `None` if it was lost. One in a file waits there for [`Files::keep_result`].
     pub fn finish(self, is_json: bool) -> Option<ResultRef> {
         let place = match self.place {
             Place::Memory(bytes) => ResultPlace::Inline(Arc::from(bytes)),
-            Place::File { bytes, .. } => ResultPlace::File { bytes },
+            Place::File(file) => ResultPlace::File(file.leave()),
             Place::Lost => return None,
         };
         Some(ResultRef { place, is_json })
     }
 
     /// Nobody wants it: removes its file and takes nothing more.
-    pub fn discard(&mut self, files: &Files) {
-        if let Place::File { .. } = std::mem::replace(&mut self.place, Place::Lost) {
-            files.remove_result(self.task);
-        }
+    pub fn discard(&mut self) {
+        self.place = Place::Lost;
     }
 }
 
@@ -125,14 +114,18 @@ mod tests {
             large.write(&files, piece).unwrap();
         }
         let expected = INLINE_RESULT_MAX as u64 + 2;
-        assert_eq!(large.finish(true).unwrap().place, ResultPlace::File { bytes: expected });
-        assert!(std::fs::read(files.result_path(task)).unwrap().ends_with(b"abc"));
+        let ResultPlace::File(stored) = large.finish(true).unwrap().place else { panic!("it is in memory") };
+        assert_eq!(stored.bytes, expected);
+        files.keep_result(task).unwrap();
+        let written = std::fs::read(files.result_path(task)).unwrap();
+        assert!(written.ends_with(b"abc"));
+        assert_eq!(stored.crc, Some(crc32fast::hash(&written)));
 
         let mut endless = ResultSink::new(task, 5000);
         endless.write(&files, &[b'a'; 5000]).unwrap();
         let error = endless.write(&files, b"b").unwrap_err();
         assert!(error.to_string().contains("over 5000 bytes"), "{error}");
-        assert!(!files.result_path(task).exists());
+        assert_eq!(std::fs::read_dir(files.result_path(task).parent().unwrap()).unwrap().count(), 1, "the large one");
         endless.write(&files, b"b").unwrap();
         assert_eq!(endless.finish(false), None);
     }

@@ -119,13 +119,13 @@ impl Session {
                 complete(room, task, chunks, result)?
             }
             Message::Failed { task, error, stack, retryable } => {
-                self.end("FAILED", task, &room.files)?;
+                self.end("FAILED", task)?;
                 let kept = |text: Cow<'_, str>| cut(&text, ERROR_TEXT_MAX).to_owned();
                 Report::Failed { task, error: kept(error), stack: stack.map(kept), retryable }
             }
             Message::Preempted { task, checkpoint } => {
-                self.end("PREEMPTED", task, &room.files)?;
-                Report::Preempted { task, checkpoint: write_checkpoint(&room.files, task, checkpoint, true) }
+                self.end("PREEMPTED", task)?;
+                Report::Preempted { task, checkpoint: write_checkpoint(&room.files, task, checkpoint) }
             }
             Message::Memory(reading) => Report::Memory(reading),
             Message::Breaker { name, op } => Report::Breaker { name: Arc::from(name), op },
@@ -157,10 +157,8 @@ impl Session {
     }
 
     /// The worker is gone: what it left unfinished is removed.
-    pub fn abandon(&mut self, files: &Files) {
-        if let Some(Chunks { mut sink, .. }) = self.current.take().and_then(|current| current.chunks) {
-            sink.discard(files);
-        }
+    pub fn abandon(&mut self) {
+        self.current = None;
     }
 
     fn current(&mut self, kind: &str, task: TaskId) -> Result<&mut Current, String> {
@@ -174,9 +172,9 @@ impl Session {
         }
     }
 
-    fn end(&mut self, kind: &str, task: TaskId, files: &Files) -> Result<(), String> {
+    fn end(&mut self, kind: &str, task: TaskId) -> Result<(), String> {
         self.current(kind, task)?;
-        self.abandon(files);
+        self.abandon();
         Ok(())
     }
 }
@@ -190,7 +188,7 @@ impl Current {
         checkpoint: Option<&str>,
     ) -> Option<Report> {
         let message = text.map(|text| Box::from(cut(&text, PROGRESS_TEXT_MAX)));
-        let checkpoint = write_checkpoint(&room.files, self.task, checkpoint, false);
+        let checkpoint = write_checkpoint(&room.files, self.task, checkpoint);
         let is_due = self.progress.sent_at.is_none_or(|sent_at| room.now >= sent_at + PROGRESS_EVERY);
         if !is_due && !checkpoint && percent < 100.0 {
             self.progress.held_back = Some((percent, message));
@@ -243,9 +241,9 @@ fn store_json(room: &Room, task: TaskId, text: &str) -> Result<Option<ResultRef>
 }
 
 /// Whether there is a new checkpoint. Without one the task goes on, and would start again from an earlier point.
-fn write_checkpoint(files: &Files, task: TaskId, checkpoint: Option<&str>, durable: bool) -> bool {
+fn write_checkpoint(files: &Files, task: TaskId, checkpoint: Option<&str>) -> bool {
     let Some(checkpoint) = checkpoint else { return false };
-    match files.write_checkpoint(task, checkpoint.as_bytes(), durable) {
+    match files.write_checkpoint(task, checkpoint.as_bytes()) {
         Ok(()) => true,
         Err(error) => {
             log::warn!(task:% = task; "cannot store a checkpoint: {error}; {}", advice(&error));

@@ -102,7 +102,7 @@ impl Input {
         user: Option<&User>,
     ) -> Result<(Input, Option<PipeWriter>), String> {
         if let Some(task) = task
-            && let Payload::File { .. } = task.spec.payload
+            && let Payload::File(_) = task.spec.payload
         {
             // It reads the descriptor; the owner matters only to a program that opens /dev/stdin anew.
             give_payload(files, task, user);
@@ -138,7 +138,7 @@ pub fn payload_file(files: &Files, task: &Assignment) -> io::Result<()> {
     if let Payload::Inline(bytes) = &task.spec.payload {
         let mut writer = files.create_payload(task.task)?;
         writer.write_all(bytes)?;
-        writer.commit()?;
+        let _whole = writer.commit()?;
     }
     Ok(())
 }

@@ -16,18 +16,7 @@ fn told(attempts: &Attempts) -> Vec<(u32, &'static str)> {
 }
 
 fn left(retries: u32, state: UnfinishedState) -> Unfinished {
-    Unfinished {
-        id: TaskId(1),
-        spec: Arc::new(retried("calm", 9)),
-        created_ms: 1,
-        started_ms: None,
-        retries,
-        memory_deaths: 0,
-        attempts: Attempts::default(),
-        preemptions: 0,
-        state,
-        has_checkpoint: false,
-    }
+    Unfinished { retries, state, ..Unfinished::accepted(TaskId(1), Arc::new(retried("calm", 9)), 1) }
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn footprints_outlive_a_restart_and_go_with_their_agent() {
     sim.reconfigure(|settings| {
         settings.agents.remove("calm");
     });
-    assert!(sim.core.records().is_empty());
+    assert_eq!(sim.core.records().count(), 0);
 }
 
 #[test]

@@ -190,10 +190,9 @@ fn the_budget_of_deaths_by_memory_outlives_a_restart() {
     let told: Vec<u32> = sim
         .core
         .records()
-        .iter()
         .filter_map(|record| {
             let crate::core::event::Record::Returned { memory_deaths, .. } = record else { return None };
-            Some(*memory_deaths)
+            Some(memory_deaths)
         })
         .collect();
     assert_eq!(told, [1]);

@@ -8,6 +8,7 @@ mod disk;
 mod drains;
 mod footprints;
 mod governed;
+mod journal;
 mod ladder;
 mod limits;
 mod memory;

@@ -10,18 +10,7 @@ use crate::core::restore::{Unfinished, UnfinishedState};
 use crate::core::task::{FailureCode, Outcome, TaskSpec, TaskState};
 
 fn left(id: u64, state: UnfinishedState, spec: TaskSpec) -> Unfinished {
-    Unfinished {
-        id: TaskId(id),
-        spec: Arc::new(spec),
-        created_ms: 1,
-        started_ms: None,
-        retries: 0,
-        memory_deaths: 0,
-        attempts: Attempts::default(),
-        preemptions: 0,
-        state,
-        has_checkpoint: false,
-    }
+    Unfinished { state, ..Unfinished::accepted(TaskId(id), Arc::new(spec), 1) }
 }
 
 fn ended(id: u64, finished_ms: u64) -> FinishedTask {

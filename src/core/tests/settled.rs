@@ -53,8 +53,8 @@ fn agrees(core: &Core, remembered: &Remembered) {
             UnfinishedState::Running => TaskState::Running,
         };
         assert_eq!(
-            (task.state(), task.retries, task.memory_deaths, task.preemptions),
-            (state, remembered.retries, remembered.memory_deaths, remembered.preemptions),
+            (task.state(), task.retries, task.memory_deaths, task.preemptions, task.is_cancelled),
+            (state, remembered.retries, remembered.memory_deaths, remembered.preemptions, remembered.is_cancelled),
             "{}",
             task.id
         );
@@ -63,7 +63,7 @@ fn agrees(core: &Core, remembered: &Remembered) {
 }
 
 fn nothing_waits_for_nothing(core: &Core, waiting: &[TaskId], now: Duration) {
-    if core.pool.len() >= core.settings.workers.max {
+    if core.pool.len() >= core.settings.workers.max || !core.is_journal_writable {
         return;
     }
     for task in waiting.iter().filter_map(|task| core.ledger.get(*task)) {

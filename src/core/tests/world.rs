@@ -70,6 +70,8 @@ pub struct World {
     new: BTreeSet<TaskId>,
     /// Ends that somebody was told of when they were on the disk.
     told: BTreeMap<TaskId, TaskState>,
+    /// Running tasks of which somebody was told that they are cancelled, when that was on the disk.
+    cancelled: BTreeSet<TaskId>,
     last_worker: u64,
     last_caller: u64,
     /// Pool sizes above a lowered maximum are legal until they have shrunk.
@@ -102,6 +104,7 @@ impl World {
             unwanted: BTreeSet::new(),
             new: BTreeSet::new(),
             told: BTreeMap::new(),
+            cancelled: BTreeSet::new(),
             last_worker: 0,
             last_caller: 0,
             allowed_workers: 0,
@@ -126,7 +129,10 @@ impl World {
         // Why: something may come after a deadline and before anybody has woken up for it.
         let reaches_core = match &input {
             Input::Event(_) | Input::Cancel(_) | Input::Breaker(..) | Input::Preempt(_) => true,
-            Input::Submit { .. } => !self.desk.has_trouble(),
+            Input::Submit { spec, .. } => {
+                let is_known = spec.idempotency_key.as_ref().is_some_and(|key| self.desk.core.knows_key(key));
+                !self.desk.has_trouble() || is_known
+            }
             Input::Gone(_)
             | Input::Wake
             | Input::Sync { .. }
@@ -235,8 +241,12 @@ impl World {
             let is_known = found.unfinished.contains_key(task) || found.finished.contains_key(task);
             assert!(is_known || self.ended.contains_key(task), "{task} was accepted and is lost");
         }
-        for task in found.unfinished.keys() {
+        for (task, unfinished) in &found.unfinished {
             assert_eq!(self.told.get(task), None, "{task} had ended on the disk and came back");
+            assert!(
+                unfinished.is_cancelled || !self.cancelled.contains(task),
+                "{task} was cancelled and would run again"
+            );
             self.ended.remove(task);
         }
         // Nobody was told of what came after the last that is there: its numbers are given out again.
@@ -250,13 +260,15 @@ impl World {
         if self.desk.is_dead() {
             return;
         }
-        let shortest = Remembered::from_shortest(&self.desk.core.records());
+        let shortest = Remembered::from_shortest(&self.desk.core.records().collect::<Vec<_>>());
         let without_files = |remembered: &Remembered| {
             let mut unfinished = remembered.unfinished.clone();
             unfinished.values_mut().for_each(|task| task.has_checkpoint = false);
             unfinished
         };
         assert_eq!(without_files(&shortest), without_files(&self.remembered));
+        let names = |remembered: &Remembered| remembered.breakers.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&shortest), names(&self.remembered), "breakers that are not closed");
     }
 
     fn hear(&mut self, said: Said, is_sync: bool) {
@@ -273,6 +285,8 @@ impl World {
                     Record::Finished(task) => self.end(task),
                     Record::Started { .. }
                     | Record::Returned { .. }
+                    | Record::CancelRequested { .. }
+                    | Record::Breaker { .. }
                     | Record::Footprint { .. }
                     | Record::Forgotten { .. } => {}
                 }
@@ -315,6 +329,9 @@ impl World {
                     self.promised.insert(*task);
                 }
                 self.tell(*task, *state, is_sync);
+            }
+            Answer::Cancelled(task, CancelAnswer::Accepted) if is_sync && !self.desk.has_trouble() => {
+                self.cancelled.insert(*task);
             }
             Answer::Cancelled(task, CancelAnswer::AlreadyFinished(state)) => self.tell(*task, *state, false),
             Answer::Breaker(BreakerAnswer::Permit(permit)) => self.permits.push(*permit),

@@ -38,6 +38,12 @@ pub struct Bench {
 }
 
 impl Bench {
+    /// Nothing is left of a result, neither kept nor coming in.
+    pub fn has_no_result(&self) -> bool {
+        let path = self.files.result_path(TASK);
+        !path.exists() && !path.with_extension("tmp").exists()
+    }
+
     pub fn new() -> Bench {
         Bench::with(Instance::unguarded().unwrap())
     }

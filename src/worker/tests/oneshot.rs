@@ -6,7 +6,7 @@ use super::bench::*;
 use crate::core::limits::{INLINE_RESULT_MAX, STDERR_TAIL_MAX};
 use crate::core::order::{CancelReason, Order, Report};
 use crate::core::settings::{AgentMode, AgentSettings, Runtime};
-use crate::core::task::{Payload, PayloadKind, ResultPlace};
+use crate::core::task::{Payload, PayloadKind, ResultPlace, Stored};
 
 fn inline(exit: &crate::core::order::Exit) -> String {
     match exit.result.as_ref().map(|result| &result.place) {
@@ -24,7 +24,7 @@ fn a_payload_goes_in_and_the_result_comes_out() {
     assert!(exit.peak_rss_bytes > 100_000, "{exit:?}");
 
     std::fs::write(bench.files.payload_path(TASK), b"from the file").unwrap();
-    let filed = task_with(Payload::File { bytes: 13 }, PayloadKind::Raw);
+    let filed = task_with(Payload::File(Stored::unchecked(13)), PayloadKind::Raw);
     let worker = bench.spawn(agent(AgentMode::Oneshot, &["cat"]), Some(filed));
     bench.spawned(worker);
     assert_eq!(inline(&bench.exited(worker)), "from the file");
@@ -34,8 +34,11 @@ fn a_payload_goes_in_and_the_result_comes_out() {
 fn a_large_result_is_in_its_file() {
     let mut bench = Bench::new();
     let exit = bench.run("head -c 200000 /dev/zero", b"");
-    assert_eq!(exit.result.unwrap().place, ResultPlace::File { bytes: 200_000 });
+    let crc = Some(crc32fast::hash(&[0; 200_000]));
+    assert_eq!(exit.result.unwrap().place, ResultPlace::File(Stored { bytes: 200_000, crc }));
+    bench.files.keep_result(TASK).unwrap();
     assert_eq!(std::fs::metadata(bench.files.result_path(TASK)).unwrap().len(), 200_000);
+    bench.files.remove_result(TASK);
     let exit = bench.run(&format!("head -c {INLINE_RESULT_MAX} /dev/zero"), b"");
     assert_eq!(inline(&exit).len(), INLINE_RESULT_MAX);
 }
@@ -57,7 +60,7 @@ fn each_way_to_end_is_told_apart() {
         assert!(exit.stderr_tail.len() <= STDERR_TAIL_MAX, "{script}");
         let endless = script == "exec yes";
         assert_eq!(exit.result_error.is_some_and(|error| error.contains("raise spool.retention_mb")), endless);
-        assert!(!bench.files.result_path(TASK).exists(), "{script}");
+        assert!(bench.has_no_result(), "{script}");
     }
     assert!(bench.run(&flood, b"").stderr_tail.ends_with("end\n"));
 }
@@ -159,7 +162,7 @@ fn a_worker_runs_as_its_user_or_says_why_not() {
     let mut agent = sh(AgentMode::Oneshot, "id -u; id -G; cat");
     agent.user = Some("nobody".to_owned());
     std::fs::write(bench.files.payload_path(TASK), b"its own").unwrap();
-    let worker = bench.spawn(agent, Some(task_with(Payload::File { bytes: 7 }, PayloadKind::Raw)));
+    let worker = bench.spawn(agent, Some(task_with(Payload::File(Stored::unchecked(7)), PayloadKind::Raw)));
     match bench.next(worker) {
         Report::Spawned { .. } => {
             let printed = inline(&bench.exited(worker));
@@ -205,7 +208,7 @@ fn a_start_that_fails_says_why_and_what_to_do() {
             other => panic!("{command:?}: {other:?}"),
         }
     }
-    let lost = task_with(Payload::File { bytes: 9 }, PayloadKind::Raw);
+    let lost = task_with(Payload::File(Stored::unchecked(9)), PayloadKind::Raw);
     let worker = bench.spawn(agent(AgentMode::Oneshot, &["cat"]), Some(lost));
     assert!(
         matches!(bench.next(worker), Report::SpawnFailed { error } if error.contains("cannot open the payload")),

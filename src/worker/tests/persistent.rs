@@ -8,7 +8,7 @@ use crate::core::ids::PermitId;
 use crate::core::limits::LINE_MAX;
 use crate::core::order::{BreakerAnswer, BreakerOp, CancelReason, HeapReading, Order, PreemptReason, Report};
 use crate::core::settings::AgentMode;
-use crate::core::task::{Payload, PayloadKind, ResultPlace, ResultRef};
+use crate::core::task::{Payload, PayloadKind, ResultPlace, ResultRef, Stored};
 
 fn inline(text: &str, is_json: bool) -> ResultRef {
     ResultRef { place: ResultPlace::Inline(Arc::from(text.as_bytes())), is_json }
@@ -48,7 +48,7 @@ fn a_payload_goes_by_value_or_by_path() {
     let by_path = format!("{{\"payloadPath\":\"{}\"}}", path.display());
     let filed = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        Payload::File { bytes: bytes.len() as u64 }
+        Payload::File(Stored::unchecked(bytes.len() as u64))
     };
     let small = |bytes: &[u8]| Payload::Inline(Arc::from(bytes));
     let medium = format!("\"{}\"", "m".repeat(500));
@@ -68,7 +68,7 @@ fn a_payload_goes_by_value_or_by_path() {
     assert_eq!(bench.next(worker), Report::Completed { task: TASK, result: inline(&by_path, true) });
 
     std::fs::remove_file(&path).unwrap();
-    bench.assign(worker, task_with(Payload::File { bytes: 9 }, PayloadKind::Json));
+    bench.assign(worker, task_with(Payload::File(Stored::unchecked(9)), PayloadKind::Json));
     match bench.next(worker) {
         Report::Failed { task: TASK, error, retryable: false, .. } => {
             assert!(error.contains("cannot read the payload"), "{error}");
@@ -167,8 +167,9 @@ fn large_results_go_to_their_file() {
     );
     for (bytes, is_json) in [(900_002, true), (180_000, false)] {
         bench.assign(worker, task(b"1"));
-        let result = ResultRef { place: ResultPlace::File { bytes }, is_json };
-        assert_eq!(bench.next(worker), Report::Completed { task: TASK, result });
+        let Report::Completed { task: TASK, result } = bench.next(worker) else { panic!("{bytes} bytes") };
+        assert_eq!((result.bytes(), result.is_json, result.is_file()), (bytes, is_json, true));
+        bench.files.keep_result(TASK).unwrap();
         assert_eq!(std::fs::metadata(bench.files.result_path(TASK)).unwrap().len(), bytes);
     }
 }
@@ -254,7 +255,7 @@ fn a_breach_of_the_protocol_is_quoted_and_ends_the_worker() {
             other => panic!("{script}: {other:?}"),
         }
         assert_eq!(bench.exited(worker).signal, Some(libc::SIGKILL), "{script}");
-        assert!(!bench.files.result_path(TASK).exists(), "{script}");
+        assert!(bench.has_no_result(), "{script}");
     }
 }
 

@@ -1,0 +1,155 @@
+//! What is found damaged is set aside for an operator to look at: moved, never overwritten, its reason logged and counted.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::files::sync_directory;
+
+const DIRECTORY: &str = "damaged";
+
+/// What is kept of it, the newest first: a disk that damages everything does not fill up with the proof.
+const FILES_MAX: usize = 64;
+const BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DamageKind {
+    Journal,
+    Payload,
+    Checkpoint,
+    Result,
+    /// Something else stands where a file or directory of the spool has to be.
+    Layout,
+}
+
+impl DamageKind {
+    pub const ALL: [DamageKind; 5] = [
+        DamageKind::Journal,
+        DamageKind::Payload,
+        DamageKind::Checkpoint,
+        DamageKind::Result,
+        DamageKind::Layout,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            DamageKind::Journal => "journal",
+            DamageKind::Payload => "payload",
+            DamageKind::Checkpoint => "checkpoint",
+            DamageKind::Result => "result",
+            DamageKind::Layout => "layout",
+        }
+    }
+}
+
+/// The folder, and how often something was found damaged since the start. Any thread may use it.
+#[derive(Debug)]
+pub(super) struct Damaged {
+    folder: PathBuf,
+    found: [AtomicU64; DamageKind::ALL.len()],
+    last: AtomicU64,
+}
+
+impl Damaged {
+    pub(super) fn new(root: &Path) -> Damaged {
+        Damaged { folder: root.join(DIRECTORY), found: Default::default(), last: AtomicU64::new(0) }
+    }
+
+    pub(super) fn found(&self, kind: DamageKind) -> u64 {
+        self.found[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// Counts and logs something that is not there to be moved.
+    pub(super) fn note(&self, kind: DamageKind, what: &str, reason: &str) {
+        self.found[kind as usize].fetch_add(1, Ordering::Relaxed);
+        log::warn!("{what} is damaged or lost: {reason}");
+    }
+
+    /// Moves `path` into the folder. On failure it stays where it was, which is logged.
+    pub(super) fn set_aside(&self, kind: DamageKind, path: &Path, reason: &str) -> io::Result<()> {
+        self.take(kind, path, reason, |target| fs::rename(path, target))
+    }
+
+    /// Keeps what `path` is now under another name: it is about to be replaced, not written to.
+    pub(super) fn keep(&self, kind: DamageKind, path: &Path, reason: &str) -> io::Result<()> {
+        // Why a link first: it takes no room, and the disk may have none.
+        self.take(kind, path, reason, |target| match fs::hard_link(path, target) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => fs::copy(path, target).map(drop),
+            linked => linked,
+        })
+    }
+
+    fn take(
+        &self,
+        kind: DamageKind,
+        path: &Path,
+        reason: &str,
+        take: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.found[kind as usize].fetch_add(1, Ordering::Relaxed);
+        let target = self.free_name(kind, path);
+        let taken = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).and_then(|()| take(&target));
+        match &taken {
+            Ok(()) => {
+                log::warn!("{} is damaged: {reason}; it is kept as {}", path.display(), target.display());
+                if let Err(error) = sync_directory(&self.folder) {
+                    log::debug!("cannot sync {}: {error}", self.folder.display());
+                }
+                self.forget_oldest();
+            }
+            Err(error) => log::error!("{} is damaged: {reason}; it cannot be set aside: {error}", path.display()),
+        }
+        taken
+    }
+
+    /// `KIND-NAME.N`, which nothing is called yet.
+    fn free_name(&self, kind: DamageKind, path: &Path) -> PathBuf {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        loop {
+            let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+            let target = self.folder.join(format!("{}-{name}.{number}", kind.name()));
+            if fs::symlink_metadata(&target).is_err() {
+                return target;
+            }
+        }
+    }
+
+    fn forget_oldest(&self) {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return };
+        let mut kept: Vec<_> = entries
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let metadata = entry.metadata().ok()?;
+                use std::os::unix::fs::MetadataExt;
+                let changed = (metadata.ctime(), metadata.ctime_nsec());
+                metadata.is_file().then(|| (changed, entry.path(), metadata.len()))
+            })
+            .collect();
+        kept.sort_unstable_by(|one, other| other.cmp(one));
+        let mut bytes = 0;
+        for (index, (_, path, length)) in kept.iter().enumerate() {
+            bytes += length;
+            // The newest stays however large it is.
+            if index > 0 && (index >= FILES_MAX || bytes > BYTES_MAX) {
+                match fs::remove_file(path) {
+                    Ok(()) => log::warn!("{} gives way to what was damaged since", path.display()),
+                    Err(error) => log::warn!("cannot remove {}: {error}; remove it by hand", path.display()),
+                }
+            }
+        }
+    }
+}
+
+/// Opens what should be a plain file and may be anything.
+pub(super) fn open_plain(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // Why: a pipe would be waited for, and a link leads out of the directory.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no plain file"));
+    }
+    Ok(file)
+}

@@ -1,0 +1,272 @@
+//! What a disk does to a spool between two daemons.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+
+use super::tests::{accepted, open, spec};
+use super::*;
+use crate::core::breaker::{BreakerMemory, RememberedPhase};
+use crate::core::ledger::FinishedTask;
+use crate::core::task::{Outcome, Payload, ResultPlace, ResultRef, Stored, TaskSpec};
+
+fn payload(spool: &Spool, task: TaskId, bytes: &[u8]) -> Record {
+    let mut file = spool.files().create_payload(task).expect("created");
+    file.write_all(bytes).expect("written");
+    let stored = file.commit().expect("committed");
+    assert_eq!(stored, Stored { bytes: bytes.len() as u64, crc: Some(crc32fast::hash(bytes)) });
+    let spec = Arc::new(TaskSpec { payload: Payload::File(stored), ..TaskSpec::clone(&spec(b"")) });
+    Record::Accepted { task, spec, created_ms: 1 }
+}
+
+fn result(spool: &Spool, task: TaskId, bytes: &[u8]) -> Record {
+    let mut file = spool.files().create_result(task).expect("created");
+    file.write_all(bytes).expect("written");
+    let stored = file.leave();
+    spool.files().keep_result(task).expect("kept");
+    Record::Finished(Arc::new(FinishedTask {
+        id: task,
+        spec: TaskSpec { payload: Payload::File(Stored::unchecked(1)), ..TaskSpec::clone(&spec(b"")) },
+        created_ms: 1,
+        started_ms: None,
+        finished_ms: 1,
+        attempt: 1,
+        attempts: Default::default(),
+        preemptions: 0,
+        run_time: None,
+        peak_rss_bytes: None,
+        worker: None,
+        outcome: Outcome::Completed(ResultRef { place: ResultPlace::File(stored), is_json: false }),
+    }))
+}
+
+fn stored(task: &FinishedTask) -> Stored {
+    match &task.outcome {
+        Outcome::Completed(ResultRef { place: ResultPlace::File(stored), .. }) => *stored,
+        outcome => panic!("{outcome:?}"),
+    }
+}
+
+/// Ways to ruin a file, and what is said of it.
+const RUINS: [(&str, fn(&Path), &str); 7] = [
+    ("gone", |path| fs::remove_file(path).expect("there"), "missing"),
+    ("empty", |path| fs::write(path, b"").expect("written"), "0 bytes"),
+    ("truncated", |path| fs::write(path, b"whol").expect("written"), "4 bytes"),
+    ("garbled", |path| fs::write(path, b"wh0le").expect("written"), "checksum"),
+    ("longer", |path| fs::write(path, b"whole and more").expect("written"), "14 bytes"),
+    (
+        "a directory",
+        |path| {
+            fs::remove_file(path).expect("there");
+            fs::create_dir(path).expect("made");
+        },
+        "no plain file",
+    ),
+    (
+        "a link",
+        |path| {
+            fs::remove_file(path).expect("there");
+            symlink("/etc/hostname", path).expect("made");
+        },
+        "no plain file",
+    ),
+];
+
+#[test]
+fn a_payload_that_is_not_what_was_accepted_is_set_aside_and_its_task_says_so() {
+    for (ruin, act, reason) in RUINS {
+        let root = tempfile::tempdir().expect("a directory");
+        let (mut spool, _) = open(root.path(), true);
+        let records = [payload(&spool, TaskId(1), b"whole"), payload(&spool, TaskId(2), b"whole")];
+        spool.append(records.iter()).expect("written");
+        let path = spool.files().payload_path(TaskId(1));
+        drop(spool);
+        act(&path);
+
+        let (spool, restored) = open(root.path(), true);
+        let [ruined, whole] = &restored.unfinished[..] else { panic!("{ruin}: {restored:?}") };
+        let lost = ruined.lost.as_deref().unwrap_or_else(|| panic!("{ruin}: it was not found"));
+        assert!(lost.contains(reason), "{ruin}: {lost}");
+        assert_eq!(whole.lost, None, "{ruin}");
+        assert_eq!(spool.files().found_damaged(DamageKind::Payload), 1, "{ruin}");
+        let kept = root.path().join("damaged/payload-t-1.1");
+        assert_eq!(fs::symlink_metadata(kept).is_ok(), ruin != "gone", "{ruin}");
+        assert!(fs::symlink_metadata(&path).is_err(), "{ruin}: out of the way");
+    }
+}
+
+#[test]
+fn a_result_that_is_not_what_was_written_is_not_given_out() {
+    for (ruin, act, reason) in RUINS {
+        for while_running in [true, false] {
+            let root = tempfile::tempdir().expect("a directory");
+            let (mut spool, _) = open(root.path(), true);
+            let record = result(&spool, TaskId(1), b"whole");
+            spool.append([&record].into_iter()).expect("written");
+            let path = spool.files().result_path(TaskId(1));
+            let Record::Finished(task) = record else { unreachable!() };
+            if !while_running {
+                drop(spool);
+                act(&path);
+                spool = open(root.path(), true).0;
+            } else {
+                assert!(spool.files().open_result(TaskId(1), stored(&task)).is_ok(), "{ruin}");
+                act(&path);
+            }
+            let files = spool.files();
+            let lost = files.open_result(TaskId(1), stored(&task)).expect_err(ruin).to_string();
+            let is_moved = ruin != "garbled" && !while_running;
+            assert!(lost.contains(if is_moved { "missing" } else { reason }), "{ruin}: {lost}");
+            assert!(files.found_damaged(DamageKind::Result) > 0, "{ruin}");
+            assert!(files.open_result(TaskId(1), stored(&task)).is_err(), "{ruin}: still");
+        }
+    }
+}
+
+#[test]
+fn the_newest_whole_checkpoint_counts() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (mut spool, _) = open(root.path(), true);
+    let task = TaskId(1);
+    spool.append([accepted(1, b"a")].iter()).expect("written");
+    let files = spool.files();
+    files.keep_checkpoint(task).expect("there is none to keep");
+    files.write_checkpoint(task, b"{\"at\":1}").expect("written");
+    files.keep_checkpoint(task).expect("kept");
+    files.write_checkpoint(task, b"{\"at\":2}").expect("written");
+    assert_eq!(files.read_checkpoint(task).expect("there"), b"{\"at\":2}");
+    drop(spool);
+    let folder = root.path().join("checkpoints");
+    // What a power cut makes of a file that was never synced.
+    fs::write(folder.join("t-1.latest"), [0; 17]).expect("written");
+    let (spool, restored) = open(root.path(), true);
+    assert!(restored.unfinished[0].has_checkpoint);
+    assert_eq!(spool.files().read_checkpoint(task).expect("there"), b"{\"at\":1}");
+    assert_eq!(spool.files().found_damaged(DamageKind::Checkpoint), 1);
+    drop(spool);
+    fs::write(folder.join("t-1"), b"00000000 {\"at\":1}\n").expect("written");
+    let (spool, restored) = open(root.path(), true);
+    assert!(!restored.unfinished[0].has_checkpoint, "a wrong checksum");
+    drop(spool);
+    fs::write(folder.join("t-1"), b"{\"at\": 9}").expect("written");
+    let (spool, restored) = open(root.path(), true);
+    assert!(restored.unfinished[0].has_checkpoint, "as format 1 wrote it");
+    assert_eq!(spool.files().read_checkpoint(task).expect("there"), b"{\"at\": 9}");
+}
+
+#[test]
+fn whatever_stands_in_a_place_of_the_spool_it_opens_and_nothing_is_overwritten() {
+    let places = ["journal", "format", "payloads", "checkpoints", "results", "lock", "journal.tmp", "format.tmp"];
+    for place in places {
+        for (kind, make) in [
+            ("an empty file", (|path| fs::write(path, b"").expect("written")) as fn(&Path)),
+            ("garbage", |path| fs::write(path, b"\xff\x00 not ours\n").expect("written")),
+            ("a directory", |path| fs::create_dir(path).expect("made")),
+        ] {
+            // Where a directory belongs, and what only this daemon writes, made anew each time.
+            let is_right = kind == "a directory" && ["payloads", "checkpoints", "results"].contains(&place);
+            let is_ours = place.ends_with(".tmp") && kind == "a directory";
+            if is_right || is_ours {
+                continue;
+            }
+            let root = tempfile::tempdir().expect("a directory");
+            let path = root.path().join(place);
+            make(&path);
+            let (mut spool, restored) = open(root.path(), true);
+            assert_eq!(restored.trouble, None, "{kind} as {place}");
+            spool.append([accepted(1, b"a")].iter()).expect("written");
+            spool.files().create_payload(TaskId(1)).expect("created").commit().expect("committed");
+            let found: u64 = DamageKind::ALL.into_iter().map(|kind| spool.files().found_damaged(kind)).sum();
+            drop(spool);
+            let is_nothing = place == "lock" || place.ends_with(".tmp") || (place == "journal" && kind == "an empty file");
+            assert_eq!(found, u64::from(!is_nothing), "{kind} as {place}");
+            let kept = fs::read_dir(root.path().join("damaged")).map_or(0, Iterator::count);
+            assert_eq!(kept as u64, found, "{kind} as {place}");
+            assert_eq!(open(root.path(), true).1.unfinished.len(), 1, "{kind} as {place}");
+        }
+    }
+}
+
+#[test]
+fn files_that_are_not_the_daemon_s_are_let_alone() {
+    let root = tempfile::tempdir().expect("a directory");
+    drop(open(root.path(), true));
+    let foreign = ["payloads/README", "results/t-x", "checkpoints/t-1.old", "notes.txt"];
+    for name in foreign {
+        fs::write(root.path().join(name), b"mine").expect("written");
+    }
+    fs::create_dir(root.path().join("results/t-9")).expect("made");
+    drop(open(root.path(), true));
+    for name in foreign {
+        assert_eq!(fs::read(root.path().join(name)).expect("there"), b"mine", "{name}");
+    }
+}
+
+#[test]
+fn without_its_journal_the_files_of_a_spool_are_set_aside() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (mut spool, _) = open(root.path(), true);
+    let record = payload(&spool, TaskId(1), b"somebody's work");
+    spool.append([&record].into_iter()).expect("written");
+    drop(spool);
+    fs::remove_file(root.path().join("journal")).expect("there");
+    let (spool, restored) = open(root.path(), true);
+    assert_eq!((restored.unfinished.len(), restored.damaged_lines), (0, 1));
+    assert_eq!(spool.files().found_damaged(DamageKind::Journal), 1);
+    let kept = fs::read(root.path().join("damaged/payload-t-1.1")).expect("kept");
+    assert_eq!(kept, b"somebody's work");
+}
+
+#[test]
+fn what_is_kept_of_damaged_files_has_a_bound_and_the_newest_stay() {
+    let root = tempfile::tempdir().expect("a directory");
+    for round in 0..70_u64 {
+        fs::write(root.path().join("journal"), format!("{round}\n")).expect("written");
+        let (spool, restored) = open(root.path(), false);
+        assert_eq!((restored.damaged_lines, spool.files().found_damaged(DamageKind::Journal)), (1, 1));
+    }
+    let kept = |root: &Path| -> Vec<Vec<u8>> {
+        let entries = fs::read_dir(root.join("damaged")).expect("there");
+        entries.map(|entry| fs::read(entry.expect("an entry").path()).expect("readable")).collect()
+    };
+    let texts = kept(root.path());
+    assert_eq!(texts.len(), 64);
+    assert!(texts.contains(&b"69\n".to_vec()) && !texts.contains(&b"0\n".to_vec()));
+    fs::write(root.path().join("journal"), vec![b'x'; 20 << 20]).expect("written");
+    drop(open(root.path(), false));
+    assert_eq!(kept(root.path()).iter().map(Vec::len).collect::<Vec<_>>(), [20 << 20], "the newest, alone");
+}
+
+#[test]
+fn breakers_and_cancellations_are_remembered() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (mut spool, _) = open(root.path(), true);
+    let breaker = |name: &str, phase, openings| Record::Breaker {
+        name: Arc::from(name),
+        memory: BreakerMemory { phase, openings },
+    };
+    let records = [
+        accepted(1, b"a"),
+        Record::Started { task: TaskId(1), started_ms: 5 },
+        Record::CancelRequested { task: TaskId(1) },
+        breaker("a", RememberedPhase::Open { until_ms: 5 }, 1),
+        breaker("a", RememberedPhase::HalfOpen, 2),
+        breaker("b", RememberedPhase::Forced, 1),
+        breaker("c", RememberedPhase::Open { until_ms: 77 }, 3),
+    ];
+    spool.append(records.iter()).expect("written");
+    drop(spool);
+    for _ in 0..2 {
+        // The second time from the journal that the first wrote.
+        let (_spool, restored) = open(root.path(), true);
+        assert!(restored.unfinished[0].is_cancelled);
+        let told: Vec<_> =
+            restored.breakers.iter().map(|(name, memory)| (&**name, memory.phase, memory.openings)).collect();
+        let expected = [
+            ("a", RememberedPhase::HalfOpen, 2),
+            ("b", RememberedPhase::Forced, 1),
+            ("c", RememberedPhase::Open { until_ms: 77 }, 3),
+        ];
+        assert_eq!(told, expected);
+    }
+}
