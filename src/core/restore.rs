@@ -93,7 +93,10 @@ impl Core {
         let breakers = breakers
             .filter(|(_, memory)| memory.phase != RememberedPhase::Closed)
             .map(|(name, memory)| Record::Breaker { name: name.clone(), memory });
-        finished.chain(footprints).chain(breakers).chain(self.ledger.live().flat_map(|task| self.unfinished(task).records()))
+        finished
+            .chain(footprints)
+            .chain(breakers)
+            .chain(self.ledger.live().flat_map(|task| self.unfinished(task).records()))
     }
 
     fn unfinished(&self, task: &Task) -> Unfinished {

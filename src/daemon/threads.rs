@@ -179,7 +179,7 @@ fn start(
 
     let status = ConfigStatus { file: options.config.clone(), loaded_ms: wall_ms(), reload: None };
     let now = Now { at: clock.now(), wall_ms: wall_ms() };
-    let damaged = restored.damaged_lines;
+    let damaged = spool.files().all_damaged();
     let (unfinished, finished) = (restored.unfinished.len(), restored.finished.len());
     let mut core = Core::new(settings::settings(&config), now);
     core.restore_footprints(restored.footprints);
@@ -274,7 +274,7 @@ fn start(
     log::info!(
         version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), listen = listed(&listeners.addresses).as_str(),
         socket = listed(listeners.paths.iter().map(|path| path.display())).as_str(), unfinished = unfinished,
-        finished = finished, damagedLines = damaged;
+        finished = finished, damaged = damaged;
         "DAEMON_STARTED"
     );
     let main = Main {

@@ -210,7 +210,8 @@ impl Handler {
                     Target::Health { live: true } => (Request::Ping, Plan::Plain),
                     Target::Health { live: false } => match self.shared.board.read(exchange.started) {
                         Some((health, free_bytes)) => {
-                            let storage = StorageStatus { free_bytes, error: None };
+                            let storage =
+                                StorageStatus { free_bytes, error: None, damaged: self.shared.files.all_damaged() };
                             return Ok(Asked::Nobody(render::health(&health, &storage)));
                         }
                         None => (Request::Health, Plan::Plain),

@@ -166,6 +166,7 @@ fn storage(storage: &StorageStatus) -> Value {
     put(&mut object, "ok", Some(storage.error.is_none()));
     put(&mut object, "freeBytes", storage.free_bytes);
     put(&mut object, "error", storage.error.as_deref());
+    put(&mut object, "damaged", (storage.damaged > 0).then_some(storage.damaged));
     Value::Object(object)
 }
 

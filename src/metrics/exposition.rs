@@ -189,6 +189,11 @@ impl Page {
         if let Some(bytes) = metrics.storage_free_bytes {
             self.value(name, &[], bytes as f64);
         }
+        let name = "kurultai_spool_damaged_total";
+        self.family(name, "counter", "What was found damaged or lost in daemon.state_dir, by kind.");
+        for (kind, count) in &metrics.damaged {
+            self.value(name, &[("kind", kind)], *count as f64);
+        }
     }
 
     fn breakers(&mut self, metrics: &Metrics, snapshot: &Snapshot) {

@@ -38,6 +38,8 @@ pub struct Metrics {
     reloads: [u64; 2],
     storage_free_bytes: Option<u64>,
     is_storage_ok: bool,
+    /// By kind.
+    damaged: Vec<(&'static str, u64)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,8 +96,16 @@ impl Metrics {
         self.memory_samples += 1;
     }
 
-    pub fn note_storage(&mut self, free_bytes: Option<u64>, is_ok: bool) {
+    /// `damaged`: what was found so since the start, by kind.
+    pub fn note_storage(
+        &mut self,
+        free_bytes: Option<u64>,
+        is_ok: bool,
+        damaged: impl Iterator<Item = (&'static str, u64)>,
+    ) {
         (self.storage_free_bytes, self.is_storage_ok) = (free_bytes, is_ok);
+        self.damaged.clear();
+        self.damaged.extend(damaged);
     }
 
     pub fn note_reload(&mut self, worked: bool) {

@@ -172,6 +172,8 @@ pub struct StorageStatus {
     pub free_bytes: Option<u64>,
     /// Why submissions are refused.
     pub error: Option<String>,
+    /// Files and journals that were found damaged or lost since the start, and set aside where there was something.
+    pub damaged: u64,
 }
 
 /// What holds a worker's limits on this host, as it was found at the start.

@@ -55,7 +55,7 @@ impl<W: Send + 'static> Scheduler<W> {
     fn file_of(&self, WorkerReport { worker, report }: &WorkerReport) -> Option<TaskFile> {
         match report {
             Report::Completed { task, result } => result.is_file().then_some(TaskFile::Result(*task)),
-            Report::Preempted { task, .. } => Some(TaskFile::Checkpoint(*task)),
+            Report::Preempted { task, checkpoint } => checkpoint.then_some(TaskFile::Checkpoint(*task)),
             Report::Exited(exit) => {
                 exit.result.as_ref().filter(|result| result.is_file())?;
                 self.core.worker_task(*worker).map(TaskFile::Result)

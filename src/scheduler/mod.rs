@@ -129,7 +129,7 @@ impl<W: Send + 'static> Scheduler<W> {
         let mut metrics = Metrics::default();
         let gone = Gone::new(ports.calls_rx.capacity().unwrap_or_default());
         metrics.know_agents(core.settings().agents.keys());
-        let storage = Storage::new(spool.root().to_path_buf());
+        let storage = Storage::new(spool.files());
         let held = Held::new(ports.syncer.as_ref().map(Syncer::kept));
         Scheduler {
             core,

@@ -1,7 +1,6 @@
 //! The journal's side of the scheduler: records before answers, what happens when they cannot be written, and the reserve
 //! that lets what runs come to its end on a disk that is nearly full.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use crate::core::ledger::FinishedTask;
 use crate::core::limits;
 use crate::core::notice::Notice;
 use crate::core::task::Outcome;
+use crate::spool::{DamageKind, Files};
 use crate::sys;
 
 /// After a failed write, the whole journal is written anew at this interval until that works; and while the reserve is
@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How the disk of `daemon.state_dir` stands.
 #[derive(Debug)]
 pub(super) struct Storage {
-    root: PathBuf,
+    files: Files,
     /// The reserve, `spool.min_free_mb` in bytes; a reload changes it.
     min_free: Arc<AtomicU64>,
     looked_at: Option<Duration>,
@@ -49,10 +49,10 @@ struct Trouble {
 }
 
 impl Storage {
-    pub(super) fn new(root: PathBuf) -> Storage {
+    pub(super) fn new(files: Files) -> Storage {
         let min_free = Arc::default();
         Storage {
-            root,
+            files,
             min_free,
             looked_at: None,
             free_bytes: None,
@@ -68,7 +68,8 @@ impl Storage {
     }
 
     pub(super) fn status(&self) -> StorageStatus {
-        StorageStatus { free_bytes: self.free_bytes, error: self.error().map(str::to_string) }
+        let error = self.error().map(str::to_string);
+        StorageStatus { free_bytes: self.free_bytes, error, damaged: self.files.all_damaged() }
     }
 
     /// When something is to be tried again.
@@ -86,13 +87,14 @@ impl Storage {
             return;
         }
         self.looked_at = Some(now);
-        match sys::file::free_bytes(&self.root) {
+        let root = self.files.root();
+        match sys::file::free_bytes(root) {
             Ok(free) => {
                 self.free_bytes = Some(free);
                 self.low = self.shortage(free);
             }
             Err(error) => {
-                log::debug!("cannot tell how much of {} is free: {error}", self.root.display());
+                log::debug!("cannot tell how much of {} is free: {error}", root.display());
                 self.free_bytes = None;
             }
         }
@@ -105,7 +107,7 @@ impl Storage {
         (free < enough).then(|| {
             format!(
                 "{} has {} MiB free, with spool.min_free_mb = {} kept for the tasks that run: make room there, or lower it",
-                self.root.display(),
+                self.files.root().display(),
                 free >> 20,
                 min_free >> 20
             )
@@ -183,8 +185,9 @@ impl<W: Send + 'static> Scheduler<W> {
     /// Takes a new reading if the last one is old, and tells once when refusing begins and once when it ends.
     pub(super) fn look_at_storage(&mut self) {
         self.storage.look(self.clock.now());
-        let StorageStatus { free_bytes, error } = self.storage.status();
-        self.metrics.note_storage(free_bytes, error.is_none());
+        let StorageStatus { free_bytes, error, damaged: _ } = self.storage.status();
+        let damaged = DamageKind::ALL.into_iter().map(|kind| (kind.name(), self.files.found_damaged(kind)));
+        self.metrics.note_storage(free_bytes, error.is_none(), damaged);
         // Before anybody is told: the board must not say otherwise.
         let is_news = error.is_some() != self.storage.is_told;
         match error {

@@ -17,13 +17,8 @@ use crate::spool::{Files, advice};
 const QUEUE: usize = 64;
 
 enum Message<W> {
-    Release {
-        replies: Vec<Reply<W>>,
-    },
-    Keep {
-        worker: WorkerId,
-        file: TaskFile,
-    },
+    Release { replies: Vec<Reply<W>> },
+    Keep { worker: WorkerId, file: TaskFile },
     Journal(File),
     Flush(Sender<()>),
 }

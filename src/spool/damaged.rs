@@ -25,13 +25,8 @@ pub enum DamageKind {
 }
 
 impl DamageKind {
-    pub const ALL: [DamageKind; 5] = [
-        DamageKind::Journal,
-        DamageKind::Payload,
-        DamageKind::Checkpoint,
-        DamageKind::Result,
-        DamageKind::Layout,
-    ];
+    pub const ALL: [DamageKind; 5] =
+        [DamageKind::Journal, DamageKind::Payload, DamageKind::Checkpoint, DamageKind::Result, DamageKind::Layout];
 
     pub fn name(self) -> &'static str {
         match self {

@@ -159,6 +159,12 @@ impl Files {
         }
     }
 
+    /// Whether there is a file of one; not whether that is whole.
+    pub fn has_checkpoint(&self, task: TaskId) -> bool {
+        let kept = self.path(CHECKPOINTS, task);
+        kept.exists() || kept.with_extension(LATEST).exists()
+    }
+
     /// The newest checkpoint that is whole, as JSON.
     pub fn read_checkpoint(&self, task: TaskId) -> io::Result<Vec<u8>> {
         let kept = self.path(CHECKPOINTS, task);
@@ -201,11 +207,16 @@ impl Files {
         self.0.damaged.found(kind)
     }
 
+    /// How often any was, and the journal.
+    pub fn all_damaged(&self) -> u64 {
+        DamageKind::ALL.into_iter().map(|kind| self.found_damaged(kind)).sum()
+    }
+
     pub(super) fn damaged(&self) -> &Damaged {
         &self.0.damaged
     }
 
-    pub(super) fn root(&self) -> &Path {
+    pub fn root(&self) -> &Path {
         &self.0.root
     }
 

@@ -118,10 +118,6 @@ impl Spool {
         self.files.clone()
     }
 
-    pub fn root(&self) -> &Path {
-        self.files.root()
-    }
-
     pub fn ids(&self) -> TaskIds {
         self.ids.clone()
     }

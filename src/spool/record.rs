@@ -192,15 +192,17 @@ impl Line {
                 Line::Accepted { task: task.0, at: *created_ms, spec: Spec::of(spec) }
             }
             Record::Started { task, started_ms } => Line::Started { task: task.0, at: *started_ms },
-            Record::Returned { task, retries, memory_deaths, by_memory, preemptions, preempted, attempts } => Line::Returned {
-                task: task.0,
-                retries: *retries,
-                memory_deaths: *memory_deaths,
-                by_memory: *by_memory,
-                preemptions: *preemptions,
-                preempted: *preempted,
-                attempts: attempts.iter().map(Tried::of).collect(),
-            },
+            Record::Returned { task, retries, memory_deaths, by_memory, preemptions, preempted, attempts } => {
+                Line::Returned {
+                    task: task.0,
+                    retries: *retries,
+                    memory_deaths: *memory_deaths,
+                    by_memory: *by_memory,
+                    preemptions: *preemptions,
+                    preempted: *preempted,
+                    attempts: attempts.iter().map(Tried::of).collect(),
+                }
+            }
             Record::Footprint { agent, peak_bytes } => {
                 Line::Footprint { agent: agent.to_string(), peak_bytes: *peak_bytes }
             }
@@ -242,15 +244,17 @@ impl Line {
                 Record::Accepted { task: TaskId(task), spec: Arc::new(spec.into_spec()?), created_ms: at }
             }
             Line::Started { task, at } => Record::Started { task: TaskId(task), started_ms: at },
-            Line::Returned { task, retries, memory_deaths, by_memory, preemptions, preempted, attempts } => Record::Returned {
-                task: TaskId(task),
-                retries,
-                memory_deaths,
-                by_memory,
-                preemptions,
-                preempted,
-                attempts: attempts.into_iter().map(Tried::into_attempt).collect::<Result<_, _>>()?,
-            },
+            Line::Returned { task, retries, memory_deaths, by_memory, preemptions, preempted, attempts } => {
+                Record::Returned {
+                    task: TaskId(task),
+                    retries,
+                    memory_deaths,
+                    by_memory,
+                    preemptions,
+                    preempted,
+                    attempts: attempts.into_iter().map(Tried::into_attempt).collect::<Result<_, _>>()?,
+                }
+            }
             Line::Cancel { task } => Record::CancelRequested { task: TaskId(task) },
             Line::Breaker { name, state, until, openings } => {
                 let phase = match state {

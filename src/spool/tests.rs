@@ -2,10 +2,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use std::io::Write;
 use crate::core::attempts::{Attempt, Attempts};
 use crate::core::restore::UnfinishedState;
 use crate::core::task::{Failure, FailureCode, Payload, PayloadKind, Priority, TaskSpec};
+use std::io::Write;
 
 /// Waits for a moment: a process that another test starts has all our descriptors until its exec, the lock among them.
 pub(super) fn open(root: &Path, fsync: bool) -> (Spool, Restored) {

@@ -178,7 +178,8 @@ fn whatever_stands_in_a_place_of_the_spool_it_opens_and_nothing_is_overwritten()
             spool.files().create_payload(TaskId(1)).expect("created").commit().expect("committed");
             let found: u64 = DamageKind::ALL.into_iter().map(|kind| spool.files().found_damaged(kind)).sum();
             drop(spool);
-            let is_nothing = place == "lock" || place.ends_with(".tmp") || (place == "journal" && kind == "an empty file");
+            let is_nothing =
+                place == "lock" || place.ends_with(".tmp") || (place == "journal" && kind == "an empty file");
             assert_eq!(found, u64::from(!is_nothing), "{kind} as {place}");
             let kept = fs::read_dir(root.path().join("damaged")).map_or(0, Iterator::count);
             assert_eq!(kept as u64, found, "{kind} as {place}");

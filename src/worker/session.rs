@@ -125,7 +125,15 @@ impl Session {
             }
             Message::Preempted { task, checkpoint } => {
                 self.end("PREEMPTED", task)?;
-                Report::Preempted { task, checkpoint: write_checkpoint(&room.files, task, checkpoint) }
+                let checkpoint = match checkpoint {
+                    // The last one still counts if this one cannot be stored.
+                    Some(_) => write_checkpoint(&room.files, task, checkpoint) || room.files.has_checkpoint(task),
+                    None => {
+                        room.files.remove_checkpoint(task);
+                        false
+                    }
+                };
+                Report::Preempted { task, checkpoint }
             }
             Message::Memory(reading) => Report::Memory(reading),
             Message::Breaker { name, op } => Report::Breaker { name: Arc::from(name), op },
