@@ -4,7 +4,7 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt;
 
-use common::{Daemon, Request, agent, bad_agent, is_alive, never_until, repository, soon, until, worker};
+use common::{Daemon, Request, agent, bad_agent, is_alive, never_until, repository, run, soon, until, worker};
 use serde_json::{Value, json};
 
 /// What a misbehaving agent's task has to end with.
@@ -350,5 +350,41 @@ fn a_node_agent_is_told_how_large_its_heap_may_be() {
     );
     assert_eq!(ask("wrapped").json()["env"], "--max-old-space-size=321 --no-warnings");
     assert!(ask("render").text().contains("<h1 id=\"a-title\">A title</h1>"));
+    daemon.stop();
+}
+
+/// The soft limit of open files of a daemon that runs; the hard one stays, so that it can be raised again.
+fn limit_descriptors(daemon: &Daemon, soft: u64) {
+    run("prlimit", ["--pid", &daemon.pid().to_string(), &format!("--nofile={soft}:")], b"").expect(0);
+}
+
+#[test]
+fn workers_go_on_under_a_limit_of_descriptors_that_is_lower_than_what_is_open() {
+    let daemon = Daemon::start(&format!("[workers]\nmax = 1\n{}", worker("sleeper", "tests/agents/sleeper", "")));
+    let nothing = json!({ "ms": 1, "steps": 1 });
+    daemon.run_task("sleeper", nothing.clone());
+    let before = daemon.footprint();
+    let [first, second] = [(); 2].map(|()| daemon.accept("sleeper", json!({ "ms": 600_000 })));
+    let mut client = daemon.connect();
+    // With an answer it has been accepted, and has its descriptor before there are none.
+    client.ask(&Request::get("/health?live")).expect(200);
+    let mut cancel_once = |id: &str, state: &str| {
+        soon(&format!("{id} is {state}"), || {
+            client.ask(&Request::get(format!("/v1/tasks/{id}"))).expect(200).json()["state"] == state
+        });
+        client.ask(&Request::new("DELETE", format!("/v1/tasks/{id}")))
+    };
+    for (soft, id) in [(1, &first), (0, &second)] {
+        limit_descriptors(&daemon, soft);
+        cancel_once(id, "running").expect(202);
+        cancel_once(id, "cancelled").expect(409);
+    }
+    let said = daemon.logged_text("the limit of open files is 1,");
+    assert_eq!(said.len(), 1, "{said:?}");
+    limit_descriptors(&daemon, 1024);
+    drop(client);
+    assert_eq!(daemon.run_task("sleeper", nothing)["state"], "completed");
+    let after = daemon.footprint();
+    assert_eq!((after.fds, after.threads), (before.fds, before.threads));
     daemon.stop();
 }
