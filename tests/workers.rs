@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 struct Bad {
     agent: &'static str,
     mode: &'static str,
+    timeout_s: u64,
     /// `None`: it completes.
     code: Option<&'static str>,
     exit_status: Option<i64>,
@@ -20,8 +21,12 @@ struct Bad {
     stderr: &'static str,
 }
 
+/// Nothing that ends a task by itself takes so long, and it must not be taken for a timeout: a worker that closes its
+/// standard output is given a second to exit, from when it got that far.
+const LONG_S: u64 = 30;
+
 const fn bad(agent: &'static str, code: Option<&'static str>, says: &'static str) -> Bad {
-    Bad { agent, mode: "persistent", code, exit_status: None, signal: None, says, stderr: "" }
+    Bad { agent, mode: "persistent", timeout_s: LONG_S, code, exit_status: None, signal: None, says, stderr: "" }
 }
 
 fn table() -> Vec<Bad> {
@@ -47,13 +52,14 @@ fn table() -> Vec<Bad> {
         bad("grandchildren", None, "pids"),
         Bad {
             mode: "oneshot",
+            timeout_s: 3,
             signal: Some(9),
             stderr: "ignore-term: ignoring\n",
             ..bad("ignore-term", Some("timeout"), "timeout")
         },
         killed(bad("invalid-utf8", protocol, "UTF-8")),
         killed(bad("not-object", protocol, "a line that is no JSON object")),
-        killed(bad("silent-cancel", Some("timeout"), "timeout")),
+        killed(Bad { timeout_s: 1, ..bad("silent-cancel", Some("timeout"), "timeout") }),
         bad("silent-spawn", Some("spawn_failed"), "no READY"),
         bad("slow-ready", None, "ready"),
         bad("unknown-type", None, "fine"),
@@ -106,7 +112,7 @@ fn every_misbehaving_agent_costs_its_own_task_and_nothing_else() {
     let before = daemon.footprint();
     let mut grandchildren = Vec::new();
     for row in &rows {
-        let envelope = json!({ "agent": row.agent, "payload": { "ms": 600_000 }, "timeoutS": if row.mode == "oneshot" { 3 } else { 1 } });
+        let envelope = json!({ "agent": row.agent, "payload": { "ms": 600_000 }, "timeoutS": row.timeout_s });
         let task = daemon.run_with(envelope);
         check(row, &task);
         if row.agent == "grandchildren" {
