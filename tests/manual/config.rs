@@ -20,7 +20,14 @@ fn facts(key: &Key) -> String {
             let of = match rule {
                 Rule::Host => "host names",
                 Rule::Variable => "names of variables",
-                _ => "texts",
+                Rule::Any
+                | Rule::Filled
+                | Rule::AbsolutePath
+                | Rule::SocketDirectory
+                | Rule::OptionalPath
+                | Rule::Name
+                | Rule::OptionalName
+                | Rule::Listen => "texts",
             };
             format!("List of {of}{}", if some { ", at least one" } else { "" })
         }
