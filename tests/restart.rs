@@ -3,8 +3,15 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
 
-use common::{Daemon, Home, Request, signal, soon, until, worker};
+use common::{Daemon, Home, Request, free_port, signal, soon, until, worker};
+use kurultai::sys::poll::PollSet;
 use serde_json::{Value, json};
 
 const LONG_MS: u64 = 600_000;
@@ -211,5 +218,49 @@ fn finished_tasks_are_forgotten_with_their_results_when_their_time_is_over() {
     let home = daemon.stop();
     let daemon = home.start();
     assert_eq!(daemon.get("/v1/tasks").json(), json!({ "tasks": Value::Array(Vec::new()) }));
+    daemon.stop();
+}
+
+/// Somebody has connected, and nobody has accepted.
+fn is_called(listener: &impl AsFd) -> bool {
+    let mut set = PollSet::default();
+    let place = set.readable(Some(listener.as_fd()));
+    set.wait(Some(Duration::ZERO)).expect("poll(2)");
+    set.is_ready(place)
+}
+
+/// Somebody waits for a lock of the file: `1: -> FLOCK  ADVISORY  WRITE 123 fe:00:456 0 EOF` of proc_locks(5).
+fn is_lock_awaited(file: &File) -> bool {
+    let inode = format!(":{} ", file.metadata().expect("it is open").ino());
+    let locks = fs::read_to_string("/proc/locks").expect("proc_locks(5)");
+    locks.lines().any(|line| line.contains("-> FLOCK") && line.contains(&inode))
+}
+
+#[test]
+fn what_a_killed_daemon_s_unborn_child_still_holds_is_had_as_soon_as_it_lets_go() {
+    let port = free_port();
+    let home = Home::new(&format!("[gateway]\nlisten = \"127.0.0.1:{port}\"\n"));
+    for name in ["run", "state"] {
+        fs::create_dir(home.path().join(name)).expect("the directory can be written");
+    }
+    // Here, this program is the child: it has what the daemon had.
+    let tcp = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
+    let unix = UnixListener::bind(home.socket()).expect("the directory can be written");
+    let lock = File::create(home.path().join("state/lock")).expect("the directory can be written");
+    lock.lock().expect("nobody has it");
+
+    let mut daemon = home.launch(|command| command);
+    soon("it waits for the address", || is_called(&tcp));
+    drop(tcp);
+    soon("it waits for the socket", || {
+        // The listener, the question whether anybody listens, and the wait.
+        let socket = daemon.home().socket().display().to_string();
+        let table = fs::read_to_string("/proc/net/unix").expect("proc_net(5)");
+        table.lines().filter(|line| line.ends_with(&socket)).count() == 3
+    });
+    drop(unix);
+    soon("it waits for the state directory", || is_lock_awaited(&lock));
+    drop(lock);
+    daemon.has_started();
     daemon.stop();
 }

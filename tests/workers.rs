@@ -4,13 +4,14 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt;
 
-use common::{Daemon, Request, agent, bad_agent, is_alive, never_until, repository, soon, until, worker};
+use common::{Daemon, Request, agent, bad_agent, is_alive, never_until, repository, run, soon, until, worker};
 use serde_json::{Value, json};
 
 /// What a misbehaving agent's task has to end with.
 struct Bad {
     agent: &'static str,
     mode: &'static str,
+    timeout_s: u64,
     /// `None`: it completes.
     code: Option<&'static str>,
     exit_status: Option<i64>,
@@ -20,8 +21,12 @@ struct Bad {
     stderr: &'static str,
 }
 
+/// Nothing that ends a task by itself takes so long, and it must not be taken for a timeout: a worker that closes its
+/// standard output is given a second to exit, from when it got that far.
+const LONG_S: u64 = 30;
+
 const fn bad(agent: &'static str, code: Option<&'static str>, says: &'static str) -> Bad {
-    Bad { agent, mode: "persistent", code, exit_status: None, signal: None, says, stderr: "" }
+    Bad { agent, mode: "persistent", timeout_s: LONG_S, code, exit_status: None, signal: None, says, stderr: "" }
 }
 
 fn table() -> Vec<Bad> {
@@ -47,13 +52,14 @@ fn table() -> Vec<Bad> {
         bad("grandchildren", None, "pids"),
         Bad {
             mode: "oneshot",
+            timeout_s: 3,
             signal: Some(9),
             stderr: "ignore-term: ignoring\n",
             ..bad("ignore-term", Some("timeout"), "timeout")
         },
         killed(bad("invalid-utf8", protocol, "UTF-8")),
         killed(bad("not-object", protocol, "a line that is no JSON object")),
-        killed(bad("silent-cancel", Some("timeout"), "timeout")),
+        killed(Bad { timeout_s: 1, ..bad("silent-cancel", Some("timeout"), "timeout") }),
         bad("silent-spawn", Some("spawn_failed"), "no READY"),
         bad("slow-ready", None, "ready"),
         bad("unknown-type", None, "fine"),
@@ -106,7 +112,7 @@ fn every_misbehaving_agent_costs_its_own_task_and_nothing_else() {
     let before = daemon.footprint();
     let mut grandchildren = Vec::new();
     for row in &rows {
-        let envelope = json!({ "agent": row.agent, "payload": { "ms": 600_000 }, "timeoutS": if row.mode == "oneshot" { 3 } else { 1 } });
+        let envelope = json!({ "agent": row.agent, "payload": { "ms": 600_000 }, "timeoutS": row.timeout_s });
         let task = daemon.run_with(envelope);
         check(row, &task);
         if row.agent == "grandchildren" {
@@ -350,5 +356,41 @@ fn a_node_agent_is_told_how_large_its_heap_may_be() {
     );
     assert_eq!(ask("wrapped").json()["env"], "--max-old-space-size=321 --no-warnings");
     assert!(ask("render").text().contains("<h1 id=\"a-title\">A title</h1>"));
+    daemon.stop();
+}
+
+/// The soft limit of open files of a daemon that runs; the hard one stays, so that it can be raised again.
+fn limit_descriptors(daemon: &Daemon, soft: u64) {
+    run("prlimit", ["--pid", &daemon.pid().to_string(), &format!("--nofile={soft}:")], b"").expect(0);
+}
+
+#[test]
+fn workers_go_on_under_a_limit_of_descriptors_that_is_lower_than_what_is_open() {
+    let daemon = Daemon::start(&format!("[workers]\nmax = 1\n{}", worker("sleeper", "tests/agents/sleeper", "")));
+    let nothing = json!({ "ms": 1, "steps": 1 });
+    daemon.run_task("sleeper", nothing.clone());
+    let before = daemon.footprint();
+    let [first, second] = [(); 2].map(|()| daemon.accept("sleeper", json!({ "ms": 600_000 })));
+    let mut client = daemon.connect();
+    // With an answer it has been accepted, and has its descriptor before there are none.
+    client.ask(&Request::get("/health?live")).expect(200);
+    let mut cancel_once = |id: &str, state: &str| {
+        soon(&format!("{id} is {state}"), || {
+            client.ask(&Request::get(format!("/v1/tasks/{id}"))).expect(200).json()["state"] == state
+        });
+        client.ask(&Request::new("DELETE", format!("/v1/tasks/{id}")))
+    };
+    for (soft, id) in [(1, &first), (0, &second)] {
+        limit_descriptors(&daemon, soft);
+        cancel_once(id, "running").expect(202);
+        cancel_once(id, "cancelled").expect(409);
+    }
+    let said = daemon.logged_text("the limit of open files is 1,");
+    assert_eq!(said.len(), 1, "{said:?}");
+    limit_descriptors(&daemon, 1024);
+    drop(client);
+    assert_eq!(daemon.run_task("sleeper", nothing)["state"], "completed");
+    let after = daemon.footprint();
+    assert_eq!((after.fds, after.threads), (before.fds, before.threads));
     daemon.stop();
 }

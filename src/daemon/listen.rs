@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::StartError;
-use super::predecessor::outlast;
+use super::predecessor::{PATIENCE, outlast_listener};
 use crate::config::Config;
 use crate::gateway::{INHERITED_MAX, Listener};
 use crate::sys;
@@ -61,7 +61,8 @@ pub fn listen(config: &Config, inherited: Vec<OwnedFd>) -> Result<Listeners, Sta
     if listeners.addresses.is_empty()
         && let Some(address) = config.gateway.listen_address()
     {
-        let tcp = outlast(is_in_use, || TcpListener::bind(address)).map_err(|source| StartError::Listen {
+        let connect = || TcpStream::connect_timeout(&address, PATIENCE);
+        let tcp = outlast_listener(connect, || TcpListener::bind(address)).map_err(|source| StartError::Listen {
             address: address.to_string(),
             key: "gateway.listen",
             source,
@@ -72,8 +73,11 @@ pub fn listen(config: &Config, inherited: Vec<OwnedFd>) -> Result<Listeners, Sta
     if !listeners.all.iter().any(|listener| matches!(listener, Listener::Unix(_))) {
         let group = socket_group(config)?;
         let path = config.daemon.runtime_dir.join("kurultai.sock");
-        let unix = outlast(is_in_use, || listen_unix(&config.daemon.runtime_dir, &path)).map_err(|source| {
-            StartError::Listen { address: path.display().to_string(), key: "daemon.runtime_dir", source }
+        let listen = || listen_unix(&config.daemon.runtime_dir, &path);
+        let unix = outlast_listener(|| UnixStream::connect(&path), listen).map_err(|source| StartError::Listen {
+            address: path.display().to_string(),
+            key: "daemon.runtime_dir",
+            source,
         })?;
         let socket = SocketFile { path: path.clone(), group };
         open_to_group(config, &socket)?;
@@ -111,10 +115,6 @@ impl Listeners {
         }
         Ok(())
     }
-}
-
-fn is_in_use(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::AddrInUse
 }
 
 fn listen_unix(directory: &Path, path: &Path) -> io::Result<UnixListener> {

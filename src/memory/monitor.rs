@@ -191,7 +191,7 @@ impl Monitor {
             next_host: Duration::ZERO,
             settle_at: Some(clock.now() + SETTLE_AFTER),
             cost: Cost::default(),
-            set: PollSet::default(),
+            set: PollSet::for_any_limit()?,
         };
         Ok((monitor, MonitorHandle { messages_tx, bell }))
     }

@@ -63,6 +63,17 @@ impl Epoll {
 
     /// Adds what is ready to `ready`; nothing after `timeout`, or when a signal came.
     pub fn wait(&self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
+        let gone = (libc::EPOLLHUP | libc::EPOLLERR | libc::EPOLLRDHUP) as u32;
+        self.wait_events(timeout, |token, events| ready.push(Ready { token, is_hung_up: events & gone != 0 }))
+    }
+
+    /// As [`Epoll::add_for_good`], for events of epoll_ctl(2).
+    pub(super) fn add_events(&self, fd: impl AsFd, token: u64, events: u32) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, events, token)
+    }
+
+    /// As [`Epoll::wait`]: tells token and events.
+    pub(super) fn wait_events(&self, timeout: Option<Duration>, mut tell: impl FnMut(u64, u32)) -> io::Result<()> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS];
         // Rounded up: waking a millisecond early would be a turn for nothing.
         let millis = timeout.map_or(-1, |timeout| timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
@@ -72,11 +83,7 @@ impl Epoll {
             let error = io::Error::last_os_error();
             return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
         }
-        let gone = (libc::EPOLLHUP | libc::EPOLLERR | libc::EPOLLRDHUP) as u32;
-        ready.extend(events[..count as usize].iter().map(|event| {
-            let (token, events) = (event.u64, event.events);
-            Ready { token, is_hung_up: events & gone != 0 }
-        }));
+        events[..count as usize].iter().for_each(|event| tell(event.u64, event.events));
         Ok(())
     }
 

@@ -9,13 +9,14 @@ pub fn outlive_file_size() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
+/// The soft limit of open descriptors.
+pub fn descriptors() -> io::Result<u64> {
+    Ok(read_descriptors()?.rlim_cur)
+}
+
 /// Makes the soft limit of open descriptors at least this, as far as the hard limit lets it. Returns what it is then.
 pub fn raise_descriptors(wanted: u64) -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` outlives the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let mut limit = read_descriptors()?;
     let raised = (wanted as libc::rlim_t).min(limit.rlim_max);
     if limit.rlim_cur < raised {
         limit.rlim_cur = raised;
@@ -25,4 +26,11 @@ pub fn raise_descriptors(wanted: u64) -> io::Result<u64> {
         }
     }
     Ok(limit.rlim_cur)
+}
+
+fn read_descriptors() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` outlives the call.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    if result == 0 { Ok(limit) } else { Err(io::Error::last_os_error()) }
 }

@@ -14,6 +14,7 @@ use crate::memory::cgroup::Cgroups;
 use crate::spool::Files;
 use crate::sys::clock::Clock;
 use crate::sys::eventfd::EventFd;
+use crate::sys::limits;
 use crate::sys::poll::PollSet;
 use crate::sys::process::{self, Child, Signal};
 
@@ -28,6 +29,8 @@ const REAP_EVERY: Duration = Duration::from_secs(1);
 const TREE_PATIENCE: Duration = Duration::from_secs(10);
 /// When a tree could not be looked at (no descriptors, no memory), the next try is after this.
 const TREE_RETRY: Duration = Duration::from_millis(200);
+/// A limit of open files that is too low is told of again after this, as long as it is.
+const LIMIT_REMINDER: Duration = Duration::from_secs(60);
 
 pub struct SupervisorSettings {
     pub files: Files,
@@ -66,7 +69,8 @@ pub fn supervisor(
         stop_grace,
         next_reap: Duration::ZERO,
         next_look: None,
-        set: PollSet::default(),
+        next_reminder: Duration::ZERO,
+        set: PollSet::for_any_limit()?,
     };
     Ok((supervisor, SupervisorHandle { orders_tx, shared: WakeOnDrop(shared) }))
 }
@@ -126,6 +130,7 @@ pub struct Supervisor {
     next_reap: Duration,
     /// When trees are to be looked at again though nothing happened.
     next_look: Option<Duration>,
+    next_reminder: Duration,
     set: PollSet,
 }
 
@@ -150,6 +155,7 @@ impl Supervisor {
             // It fails for want of kernel memory or by our own fault; either way nobody could be watched any more.
             self.set.wait(timeout).expect("poll(2) of the workers' descriptors failed");
             self.room.now = self.room.clock.now();
+            self.check_limit();
             self.serve();
         }
         for worker in &self.workers {
@@ -220,7 +226,11 @@ impl Supervisor {
         let exited_at = self.workers[at].exited_at.unwrap_or(self.room.now);
         if self.room.now >= exited_at + TREE_PATIENCE {
             let id = self.workers[at].id;
-            log::error!(worker:% = id; "processes of {id} do not end after KILL; it is given up with them left behind");
+            if self.workers[at].orphans.is_empty() {
+                log::error!(worker:% = id; "nobody could look for what {id} left behind; it is given up unseen");
+            } else {
+                log::error!(worker:% = id; "processes of {id} do not end after KILL; it is given up with them left behind");
+            }
             return true;
         }
         if self.workers[at].orphans.is_empty() {
@@ -310,6 +320,22 @@ impl Supervisor {
         for worker in &self.workers {
             worker.watch(&mut self.set);
         }
+    }
+
+    /// The limit of open files can be lowered below what is open. What is open is served all the same.
+    fn check_limit(&mut self) {
+        if !self.set.is_over_limit() || self.room.now < self.next_reminder {
+            return;
+        }
+        self.next_reminder = self.room.now + LIMIT_REMINDER;
+        // It was read a moment ago by poll(2); this call has no cause to fail.
+        let limit = limits::descriptors().unwrap_or(0);
+        log::error!(
+            "the limit of open files is {limit}, and {} are waited for on behalf of workers alone: those are served, but new \
+             workers, connections and files may be refused; raise it (prlimit --pid {} --nofile=N, LimitNOFILE= of systemd)",
+            self.set.count(),
+            std::process::id()
+        );
     }
 
     fn serve(&mut self) {

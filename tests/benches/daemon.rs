@@ -34,16 +34,12 @@ impl Daemon {
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
-
-    pub fn rss_kib(&self) -> u64 {
-        rss_kib(self.pid())
-    }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // SAFETY: the process is our child and has not been reaped.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        // Why not TERM: there may be tasks that nobody waits for, and a drain would.
+        let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.directory);
     }

@@ -2,12 +2,9 @@
 //!
 //! The two take turns, so that what else the machine does hits both. Status 1: the daemon was the slower one, gave an
 //! error, or grew beyond its bound.
-#![allow(unsafe_code)]
-
-#[expect(dead_code, reason = "the other benchmark asks for the daemon's memory by itself")]
-mod daemon;
 
 mod bare_tiny_http;
+mod daemon;
 
 use std::process::{Child, ExitCode, Stdio};
 use std::time::Duration;

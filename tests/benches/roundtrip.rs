@@ -4,21 +4,20 @@
 #![allow(unsafe_code)]
 
 mod daemon;
+mod load;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
-use daemon::{Daemon, command, now};
+use daemon::{Daemon, command, now, rss_kib};
+use load::{Client, PAYLOAD, SUBMITTERS, median, per_second};
 
 const ROUND_TRIPS: usize = 4000;
 const WARM_UP: usize = 200;
-const SUBMITTERS: usize = 8;
 const LOAD_TIME: Duration = Duration::from_secs(4);
-const PAYLOAD: &str =
-    "{\"text\":\"a payload of one hundred bytes, the size that the figures of the peers were taken with .....\"}";
+const SUBMIT: &str = "/v1/agents/echo/tasks?wait=30";
 
 fn main() {
     let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/agents/echo.py");
@@ -26,15 +25,18 @@ fn main() {
     println!("pipe to the worker, the two ends on two CPUs    p50 {:>8.1} us", micros(pipe));
     for durability in ["none", "fsync"] {
         let daemon = Daemon::start(&settings(&agent, durability));
-        let one = daemon.one_submitter();
+        let one = one_submitter(daemon.port);
         println!(
             "through the daemon, durability {durability:<5}             p50 {:>8.1} us   {:>5.2} x the pipe",
             micros(one),
             one.as_secs_f64() / pipe.as_secs_f64()
         );
-        let jobs = daemon.many_submitters();
+        let jobs = per_second(LOAD_TIME, |_| {
+            let mut client = Client::connect(daemon.port, SUBMIT);
+            move || job(&mut client)
+        });
         println!("{SUBMITTERS} submitters, durability {durability:<5}                   {jobs:>8.0} jobs/s");
-        println!("the daemon afterwards                               {:>8} KiB RSS", daemon.rss_kib());
+        println!("the daemon afterwards                               {:>8} KiB RSS", rss_kib(daemon.pid()));
     }
 }
 
@@ -49,11 +51,6 @@ fn settings(agent: &Path, durability: &str) -> String {
 
 fn micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
 }
 
 /// Both ends in the way of the yardstick: a pipe is bimodal, and fast where they happen to share a CPU.
@@ -92,7 +89,7 @@ fn pipe_round_trip(agent: &Path) -> Duration {
     });
     let times: Vec<Duration> = times.skip(WARM_UP).collect();
     unpin();
-    median(times)
+    median(times, Ord::cmp)
 }
 
 struct Worker {
@@ -128,69 +125,18 @@ impl Drop for Worker {
     }
 }
 
-/// What is asked of the daemon.
-impl Daemon {
-    fn one_submitter(&self) -> Duration {
-        let mut client = Client::connect(self.port);
-        let times = (0..WARM_UP + ROUND_TRIPS).map(|_| {
-            let start = now();
-            client.job();
-            start.elapsed()
-        });
-        median(times.skip(WARM_UP).collect())
-    }
-
-    fn many_submitters(&self) -> f64 {
-        let port = self.port;
-        let deadline = now() + LOAD_TIME;
-        let submit = move || {
-            let mut client = Client::connect(port);
-            let mut jobs = 0_u32;
-            while now() < deadline {
-                client.job();
-                jobs += 1;
-            }
-            jobs
-        };
-        let threads: Vec<_> =
-            (0..SUBMITTERS).map(|_| std::thread::Builder::new().spawn(submit).expect("a thread starts")).collect();
-        let jobs: u32 = threads.into_iter().map(|thread| thread.join().expect("no submitter fails")).sum();
-        f64::from(jobs) / LOAD_TIME.as_secs_f64()
-    }
+fn one_submitter(port: u16) -> Duration {
+    let mut client = Client::connect(port, SUBMIT);
+    let times = (0..WARM_UP + ROUND_TRIPS).map(|_| {
+        let start = now();
+        job(&mut client);
+        start.elapsed()
+    });
+    median(times.skip(WARM_UP).collect(), Ord::cmp)
 }
 
-struct Client {
-    stream: TcpStream,
-    request: Vec<u8>,
-    buffer: Vec<u8>,
-}
-
-impl Client {
-    fn connect(port: u16) -> Client {
-        let stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
-        stream.set_nodelay(true).expect("a socket option");
-        let request = format!(
-            "POST /v1/agents/echo/tasks?wait=30 HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{PAYLOAD}",
-            PAYLOAD.len()
-        );
-        Client { stream, request: request.into_bytes(), buffer: vec![0; 4096] }
-    }
-
-    /// Submits one job and has its result.
-    fn job(&mut self) {
-        self.stream.write_all(&self.request).expect("the daemon reads");
-        let mut have = 0;
-        loop {
-            have += self.stream.read(&mut self.buffer[have..]).expect("the daemon answers");
-            let answer = &self.buffer[..have];
-            if let Some(head) = answer.windows(4).position(|window| window == b"\r\n\r\n")
-                && have >= head + 4 + PAYLOAD.len()
-            {
-                assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(answer));
-                assert!(answer.ends_with(PAYLOAD.as_bytes()), "{}", String::from_utf8_lossy(answer));
-                return;
-            }
-        }
-    }
+/// Submits one job and has its result.
+fn job(client: &mut Client) {
+    let result = client.post(200);
+    assert!(result == PAYLOAD.as_bytes(), "{}", String::from_utf8_lossy(result));
 }

@@ -64,20 +64,21 @@ impl Home {
 
     /// Starts a daemon, and returns when it answers.
     #[track_caller]
-    pub fn start_with(mut self, change: impl FnOnce(&mut Command) -> &mut Command) -> Daemon {
+    pub fn start_with(self, change: impl FnOnce(&mut Command) -> &mut Command) -> Daemon {
+        let mut daemon = self.launch(change);
+        daemon.has_started();
+        daemon
+    }
+
+    /// Starts a daemon that may have to wait for something before it answers.
+    #[track_caller]
+    pub fn launch(mut self, change: impl FnOnce(&mut Command) -> &mut Command) -> Daemon {
         self.starts += 1;
         let log = self.path().join(format!("log-{}", self.starts));
         let mut command = self.kurultaid();
         change(&mut command).stderr(fs::File::create(&log).expect("the directory can be written"));
         let child = command.spawn().expect("kurultaid can be started");
-        let mut daemon = Daemon { home: Some(self), child, log };
-        until("the daemon answers", || {
-            if let Some(status) = daemon.child.try_wait().expect("a child can be waited for") {
-                panic!("the daemon ended with {status}: {}", daemon.log_text());
-            }
-            daemon.try_get("/health?live").filter(|response| response.status == 200)
-        });
-        daemon
+        Daemon { home: Some(self), child, log }
     }
 }
 
@@ -96,6 +97,17 @@ impl Daemon {
     #[track_caller]
     pub fn start(fragment: &str) -> Daemon {
         Home::new(fragment).start()
+    }
+
+    /// Waits until it answers.
+    #[track_caller]
+    pub fn has_started(&mut self) {
+        until("the daemon answers", || {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                panic!("the daemon ended with {status}: {}", self.log_text());
+            }
+            self.try_get("/health?live").filter(|response| response.status == 200)
+        });
     }
 
     pub fn home(&self) -> &Home {

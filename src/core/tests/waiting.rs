@@ -39,10 +39,7 @@ fn reason(sim: &Sim, task: TaskId) -> &'static str {
 }
 
 fn told(sim: &mut Sim) -> Vec<TaskId> {
-    let waiting = |notice| match notice {
-        Notice::TaskWaiting { task, .. } => Some(task),
-        _ => None,
-    };
+    let waiting = |notice| if let Notice::TaskWaiting { task, .. } = notice { Some(task) } else { None };
     sim.notices().into_iter().filter_map(waiting).collect()
 }
 
