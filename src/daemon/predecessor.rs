@@ -58,15 +58,10 @@ fn await_end(stream: BorrowedFd<'_>) {
 }
 
 /// As [`outlast_listener`], where the state directory is in use.
-pub fn outlast<T>(
-    is_in_use: impl Fn(&SpoolError) -> bool,
-    mut attempt: impl FnMut() -> Result<T, SpoolError>,
-) -> Result<T, SpoolError> {
+pub fn outlast<T>(mut attempt: impl FnMut() -> Result<T, SpoolError>) -> Result<T, SpoolError> {
     match attempt() {
-        Err(error) if is_in_use(&error) => {
-            if let SpoolError::InUse { path } = &error {
-                await_lock(&path.join("lock"));
-            }
+        Err(SpoolError::InUse { path }) => {
+            await_lock(&path.join("lock"));
             attempt()
         }
         done => done,
