@@ -10,6 +10,7 @@ mod manual {
     pub mod page;
     mod protocol;
     mod simulate;
+    mod spool;
 }
 
 use std::collections::BTreeSet;

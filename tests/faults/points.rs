@@ -16,6 +16,8 @@ pub enum Fault {
     Kill,
     Eio,
     Enospc,
+    Erofs,
+    Emfile,
 }
 
 #[derive(Debug, Clone)]
@@ -42,6 +44,8 @@ impl Point {
             Fault::Kill => "signal=KILL",
             Fault::Eio => "error=EIO",
             Fault::Enospc => "error=ENOSPC",
+            Fault::Erofs => "error=EROFS",
+            Fault::Emfile => "error=EMFILE",
         };
         let path = state.join(path).display().to_string();
         [

@@ -8,6 +8,7 @@ pub const DAEMON: &str = include_str!("../../man/kurultaid.8");
 pub const CONFIG: &str = include_str!("../../man/kurultai.toml.5");
 pub const API: &str = include_str!("../../man/kurultai-api.7");
 pub const SIMULATE: &str = include_str!("../../man/kurultai-simulate.7");
+pub const SPOOL: &str = include_str!("../../man/kurultai-spool.5");
 pub const PROTOCOL: &str = include_str!("../../man/kurultai-protocol.7");
 
 pub fn root() -> &'static Path {
