@@ -47,8 +47,10 @@ fn stored(task: &FinishedTask) -> Stored {
     }
 }
 
+type Ruin = fn(&Path);
+
 /// Ways to ruin a file, and what is said of it.
-const RUINS: [(&str, fn(&Path), &str); 7] = [
+const RUINS: [(&str, Ruin, &str); 7] = [
     ("gone", |path| fs::remove_file(path).expect("there"), "missing"),
     ("empty", |path| fs::write(path, b"").expect("written"), "0 bytes"),
     ("truncated", |path| fs::write(path, b"whol").expect("written"), "4 bytes"),

@@ -83,7 +83,6 @@ fn footprints_outlive_a_restart_and_go_with_their_agent() {
     let kept: Vec<_> = sim
         .core
         .records()
-        .into_iter()
         .map(|record| match record {
             Record::Footprint { agent, peak_bytes } => (agent.to_string(), peak_bytes),
             other => panic!("{other:?}"),
