@@ -171,7 +171,7 @@ impl Files {
         let latest = kept.with_extension(LATEST);
         let mut missing = io::Error::from(io::ErrorKind::NotFound);
         for path in [&latest, &kept] {
-            match read_sealed(path) {
+            match twice(|| read_sealed(path), |error| error.raw_os_error() == Some(libc::EIO)) {
                 Ok(json) => return Ok(json),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
@@ -222,11 +222,16 @@ impl Files {
 
     /// The tasks that have a file of any kind, for clearing away what no task owns any more. What was being written
     /// when the last daemon ended is nobody's, and removed; what is not the daemon's is let alone.
-    pub(super) fn tasks_with_files(&self) -> io::Result<Vec<TaskId>> {
+    pub(super) fn tasks_with_files(&self) -> Vec<TaskId> {
         let mut tasks = Vec::new();
         for name in [PAYLOADS, CHECKPOINTS, RESULTS] {
-            for entry in fs::read_dir(self.0.root.join(name))? {
-                let entry = entry?;
+            let folder = self.0.root.join(name);
+            let entries = fs::read_dir(&folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+            let entries = entries.unwrap_or_else(|error| {
+                log::error!("cannot list {}: {error}; what is nobody's there stays", folder.display());
+                Vec::new()
+            });
+            for entry in entries {
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
                 let (stem, extension) = name.split_once('.').map_or((&*name, None), |(stem, rest)| (stem, Some(rest)));
@@ -241,7 +246,7 @@ impl Files {
         }
         tasks.sort_unstable();
         tasks.dedup();
-        Ok(tasks)
+        tasks
     }
 
     /// Moves all that this task has out of the way: the journal that knew it is damaged.
@@ -292,6 +297,18 @@ impl Files {
 
 /// Opens a file that holds what was stored, at its start. Its contents are read only if a checksum of them is known.
 fn check(path: &Path, stored: Stored) -> Result<File, Lost> {
+    twice(|| check_once(path, stored), |lost| matches!(lost, Lost::Unreadable(_)))
+}
+
+/// A second time if the disk stumbled: it may not have lost anything.
+fn twice<T, E>(read: impl Fn() -> Result<T, E>, has_stumbled: impl Fn(&E) -> bool) -> Result<T, E> {
+    match read() {
+        Err(error) if has_stumbled(&error) => read(),
+        done => done,
+    }
+}
+
+fn check_once(path: &Path, stored: Stored) -> Result<File, Lost> {
     let mut file = open_plain(path).map_err(Lost::of)?;
     let found = file.metadata().map_err(Lost::of)?.len();
     if found != stored.bytes {

@@ -39,6 +39,21 @@ pub(super) struct Read {
     pub is_missing: bool,
     /// It is damaged and still stands in its place, to be kept before another one takes that.
     pub is_to_be_kept: bool,
+    /// The disk failed within it.
+    has_stumbled: bool,
+    /// Of the first lines.
+    reasons: Vec<String>,
+}
+
+impl Read {
+    fn damage(&mut self, reason: String) {
+        self.damaged_lines += 1;
+        self.is_to_be_kept = true;
+        // A disk that damages every line does not fill up the log with them.
+        if self.reasons.len() < TOLD_MAX {
+            self.reasons.push(reason);
+        }
+    }
 }
 
 impl Journal {
@@ -47,50 +62,49 @@ impl Journal {
     /// # Errors
     ///
     /// Something else is there that can be neither read nor moved.
-    pub(super) fn read(root: &Path, damaged: &Damaged, replay: &mut Replay) -> io::Result<Read> {
+    pub(super) fn read(root: &Path, damaged: &Damaged) -> io::Result<(Replay, Read)> {
         let path = root.join(NAME);
-        let mut read = Read::default();
-        let file = match open_plain(&path) {
-            Ok(file) => file,
-            Err(error) => match Lost::of(error) {
-                Lost::Missing => return Ok(Read { is_missing: true, ..read }),
-                // No damage: somebody else's file, or no descriptor is left.
-                Lost::Unknown(error) => return Err(error),
-                lost => {
-                    damaged.set_aside(DamageKind::Journal, &path, &lost.to_string())?;
-                    return Ok(Read { damaged_lines: 1, ..read });
-                }
-            },
+        let lost = match Journal::read_once(&path) {
+            // A second time: a disk that stumbles once has not lost anything.
+            Ok((_, Read { has_stumbled: true, .. })) | Err(Lost::Unreadable(_)) => Journal::read_once(&path),
+            read => read,
         };
-        let mut reader = BufReader::new(file);
-        let mut line = Vec::new();
-        let mut number = 0_u64;
-        loop {
-            line.clear();
-            number += 1;
-            let reason = match io::Read::take(&mut reader, LINE_MAX).read_until(b'\n', &mut line) {
-                Ok(0) => return Ok(read),
-                Ok(_) => match parse(&line) {
-                    Ok(Line::Begin { next }) => {
-                        replay.numbers_begin_at(next);
-                        continue;
-                    }
-                    Ok(parsed) => match parsed.into_record() {
-                        Ok(record) => {
-                            replay.take(record);
-                            continue;
-                        }
-                        Err(error) => error.to_string(),
-                    },
-                    Err(reason) => reason,
-                },
-                Err(error) => {
-                    tell(&mut read, number, &format!("the rest cannot be read: {error}"));
-                    return Ok(read);
-                }
-            };
-            tell(&mut read, number, &reason);
+        match lost {
+            Ok((replay, read)) => {
+                read.reasons.iter().for_each(|reason| log::warn!("the journal is damaged: {reason}"));
+                Ok((replay, read))
+            }
+            Err(Lost::Missing) => Ok((Replay::default(), Read { is_missing: true, ..Read::default() })),
+            // No damage: somebody else's file, or no descriptor is left.
+            Err(Lost::Unknown(error)) => Err(error),
+            Err(lost) => {
+                damaged.set_aside(DamageKind::Journal, &path, &lost.to_string())?;
+                Ok((Replay::default(), Read { damaged_lines: 1, ..Read::default() }))
+            }
         }
+    }
+
+    fn read_once(path: &Path) -> Result<(Replay, Read), Lost> {
+        let mut reader = BufReader::new(open_plain(path).map_err(Lost::of)?);
+        let (mut replay, mut read) = (Replay::default(), Read::default());
+        let mut line = Vec::new();
+        for number in 1_u64.. {
+            line.clear();
+            match io::Read::take(&mut reader, LINE_MAX).read_until(b'\n', &mut line) {
+                Ok(0) => break,
+                Ok(_) => {
+                    if let Err(reason) = take(&line, &mut replay) {
+                        read.damage(format!("line {number}: {reason}"));
+                    }
+                }
+                Err(error) => {
+                    read.has_stumbled = true;
+                    read.damage(format!("from line {number} on: {error}"));
+                    break;
+                }
+            }
+        }
+        Ok((replay, read))
     }
 
     /// Keeps a damaged one under another name.
@@ -151,15 +165,11 @@ impl Journal {
     }
 }
 
-fn parse(line: &[u8]) -> Result<Line, String> {
-    serde_json::from_slice(unseal(line)?).map_err(|error| error.to_string())
-}
-
-fn tell(read: &mut Read, number: u64, reason: &str) {
-    read.damaged_lines += 1;
-    read.is_to_be_kept = true;
-    // A disk that damages every line does not fill up the log with them.
-    if read.damaged_lines <= TOLD_MAX {
-        log::warn!("line {number} of the journal is damaged: {reason}");
+/// What a line says is added to the rest.
+fn take(line: &[u8], replay: &mut Replay) -> Result<(), String> {
+    match serde_json::from_slice(unseal(line)?).map_err(|error| error.to_string())? {
+        Line::Begin { next } => replay.numbers_begin_at(next),
+        line => replay.take(line.into_record().map_err(|error| error.to_string())?),
     }
+    Ok(())
 }

@@ -33,7 +33,6 @@ pub use damaged::DamageKind;
 pub use files::{Files, Lost};
 use format::Format;
 use journal::Journal;
-use replay::Replay;
 pub use replay::Restored;
 
 #[derive(Debug, thiserror::Error)]
@@ -91,9 +90,8 @@ impl Spool {
         let lock = lock(root)?;
         let files = Files::open(root, fsync).map_err(failed("prepare"))?;
         let format = Format::check(root, files.damaged())?;
-        let mut replay = Replay::default();
-        let mut read = Journal::read(root, files.damaged(), &mut replay).map_err(failed("read the journal in"))?;
-        let with_files = files.tasks_with_files().map_err(failed("look through"))?;
+        let (replay, mut read) = Journal::read(root, files.damaged()).map_err(failed("read the journal in"))?;
+        let with_files = files.tasks_with_files();
         if read.is_missing && format != Format::Missing && !with_files.is_empty() {
             files.damaged().note(DamageKind::Journal, "the journal", &Lost::Missing.to_string());
             read.damaged_lines = 1;

@@ -125,18 +125,18 @@ pub(super) fn reconcile(restored: &mut Restored, files: &Files, with_files: &[Ta
         {
             task.lost = Some(lost.to_string().into_boxed_str());
         }
+        task.has_checkpoint = files.has_checkpoint(task.id) && files.read_checkpoint(task.id).is_ok();
     }
     // In the order of their numbers, both; what ended is not.
-    let unfinished = &mut restored.unfinished;
+    let unfinished = &restored.unfinished;
     let results: BTreeMap<TaskId, Stored> = restored.finished.iter().filter_map(result_file).collect();
     for (task, stored) in &results {
         files.look_at_result(*task, *stored);
     }
     for &task in with_files {
-        let known = unfinished.binary_search_by_key(&task, |known| known.id).ok().map(|place| &mut unfinished[place]);
+        let known = unfinished.binary_search_by_key(&task, |known| known.id).ok().map(|place| &unfinished[place]);
         match known {
             Some(known) => {
-                known.has_checkpoint = files.read_checkpoint(task).is_ok();
                 if matches!(known.spec.payload, Payload::Inline(_)) && !known.has_checkpoint {
                     files.remove_inputs(task);
                 }

@@ -63,11 +63,12 @@ impl Traced {
         }
         self.strace = Some(line.spawn().expect("strace can be started"));
         let pid = self.pid();
-        let is_traced = |thread: &String| {
+        let is_traced = move |thread: &String| {
             let status = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap_or_default();
             status.lines().any(|line| line.strip_prefix("TracerPid:").is_some_and(|tracer| tracer.trim() != "0"))
         };
-        soon("strace holds every thread", || threads.iter().all(is_traced));
+        // The first it holds may strike before it has the last.
+        soon("strace holds every thread", || threads.iter().all(is_traced) || self.status().is_some());
     }
 
     fn threads(&self) -> Vec<String> {
