@@ -12,6 +12,7 @@ mod deadlines;
 mod dispatch;
 pub mod estimate;
 pub mod event;
+mod exits;
 pub mod footprint;
 pub mod governor;
 pub mod headroom;
