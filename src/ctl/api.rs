@@ -199,6 +199,17 @@ pub struct Status {
     pub breakers: Vec<Breaker>,
     pub schedules: Vec<Schedule>,
     pub features: Features,
+    pub storage: Storage,
+}
+
+/// How the disk of the state directory stands.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Storage {
+    /// Why new tasks are refused.
+    pub error: Option<String>,
+    /// What was found damaged since the daemon's start.
+    pub damaged: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -79,14 +79,30 @@ fn head(status: &Status, console: &mut Console) -> Result<(), CtlError> {
     if let Some(reload) = status.config.reload.as_ref().filter(|reload| reload.result != "ok") {
         let at = text::since(reload.at.as_deref(), wall_ms());
         let why = text::one_line(reload.error.as_deref().unwrap_or("no reason given"));
-        let line = format!("reload rejected {at} ago, the old configuration is in force: {why}");
-        for piece in text::wrap(&line, console.width - 2) {
-            let piece = console.toned(&piece, Tone::Bad);
-            console.print(&format!("  {piece}\n"))?;
-        }
+        warn(&format!("reload rejected {at} ago, the old configuration is in force: {why}"), console)?;
+    }
+    if let Some(error) = &status.storage.error {
+        warn(&format!("new tasks are refused for want of disk: {}", text::one_line(error)), console)?;
+    }
+    if status.storage.damaged > 0 {
+        warn(
+            &format!(
+                "damaged or lost in the state directory: {} since the start; see the log and kurultai-spool(5)",
+                status.storage.damaged
+            ),
+            console,
+        )?;
     }
     let off = switched_off(&status.features);
     if off.is_empty() { Ok(()) } else { console.print(&format!("  switched off: {}\n", off.join(", "))) }
+}
+
+fn warn(line: &str, console: &mut Console) -> Result<(), CtlError> {
+    for piece in text::wrap(line, console.width - 2) {
+        let piece = console.toned(&piece, Tone::Bad);
+        console.print(&format!("  {piece}\n"))?;
+    }
+    Ok(())
 }
 
 fn switched_off(features: &Features) -> Vec<String> {

@@ -22,6 +22,7 @@ const STATUS: &str = r#"{"version":"0.1.0","state":"running","pid":812,"uptimeS"
  "workers":{"max":2,"active":1,"idle":1,"workers":[{"id":"w-1","agent":"architecture-synchroniser-with-a-long-name","mode":"persistent","pid":4194304,"state":"busy","task":"t-1000","startedAt":"2026-01-02T03:04:05.678Z","tasksDone":12,"rssBytes":536870912,"heapUsedBytes":268435456},{"id":"w-2","agent":"wc","state":"idle"}]},
  "breakers":[{"name":"architecture-sync","state":"open","failures":3,"successes":0,"openings":2,"retryAfterMs":1900,"forced":true}],
  "schedules":[{"name":"heartbeat-main","agent":"heartbeat","everyS":300,"nextAt":"2026-01-02T03:04:05.678Z","skipped":4}],
+ "storage":{"ok":false,"freeBytes":4096,"error":"/var/lib/kurultai has 0 MiB free","damaged":2},
  "features":{"memoryGovernance":true,"workerPool":false,"circuitBreakers":true,"rolloutPercent":50}}"#;
 
 fn first_line(request: &str) -> &str {
@@ -298,6 +299,8 @@ fn the_status_fits_a_terminal_and_shows_what_matters() {
         "running, 0.1.0, pid 812, up 3h12m",
         "the old configuration is in force: memory.warning",
         "switched off: worker pool",
+        "new tasks are refused for want of disk: /var/lib/kurultai has 0 MiB free",
+        "damaged or lost in the state directory: 2 since the start",
         "critical, incident mem-3, mode hard, 888.0 of 1024.0 MiB",
         "] 86.7 %",
         "budget 86.7 %, host 31.0 %; thresholds | at 70, 85, 90, 95 %",

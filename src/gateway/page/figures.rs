@@ -81,6 +81,12 @@ pub fn alerts(page: &mut String, status: &Status) {
     if let Some(error) = &status.storage.error {
         alert(&format_args!("New tasks are refused for want of disk: {error}"));
     }
+    if status.storage.damaged > 0 {
+        let count = status.storage.damaged;
+        alert(&format_args!(
+            "Damaged or lost in the state directory: {count} since the start; see the log and kurultai-spool(5)."
+        ));
+    }
     if let Some(error) = status.config.reload.as_ref().and_then(|reload| reload.error.as_ref()) {
         alert(&format_args!("The configuration was not taken, the old one is in force: {error}"));
     }
