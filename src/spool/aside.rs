@@ -1,4 +1,4 @@
-//! A file that is written aside under a temporary name and counted and checksummed on the way.
+//! A file that is written aside under a temporary name, and counted and checksummed on the way.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -15,24 +15,42 @@ const FILE_MODE: u32 = 0o600;
 #[derive(Debug)]
 pub struct Aside {
     file: File,
-    path: PathBuf,
+    name: TemporaryName,
     target: PathBuf,
     bytes: u64,
     crc: crc32fast::Hasher,
     fsync: bool,
+}
+
+/// Removed with its file, unless that is kept: a full disk has no room for pieces.
+#[derive(Debug)]
+struct TemporaryName {
+    path: PathBuf,
     is_kept: bool,
 }
 
+impl Drop for TemporaryName {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            remove(&self.path);
+        }
+    }
+}
+
 impl Aside {
-    /// `target`'s temporary name is its own with `.tmp` behind it.
+    /// `target`'s temporary name is its own with the extension `tmp`.
     pub(super) fn create(target: PathBuf, fsync: bool) -> io::Result<Aside> {
         let path = target.with_extension("tmp");
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&path)?;
-        Ok(Aside { file, path, target, bytes: 0, crc: crc32fast::Hasher::new(), fsync, is_kept: false })
+        let mut options = OpenOptions::new();
+        // Not through a link, which would have another file emptied.
+        options.write(true).create(true).truncate(true).mode(FILE_MODE).custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(&path)?;
+        let name = TemporaryName { path, is_kept: false };
+        Ok(Aside { file, name, target, bytes: 0, crc: crc32fast::Hasher::new(), fsync })
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.name.path
     }
 
     pub fn bytes(&self) -> u64 {
@@ -40,23 +58,29 @@ impl Aside {
     }
 
     /// It is complete and has its own name: it survives a power cut from here on (with `durability = "fsync"`).
-    pub fn commit(mut self) -> io::Result<Stored> {
+    pub fn commit(self) -> io::Result<Stored> {
+        self.commit_open().map(|(_, stored)| stored)
+    }
+
+    /// As [`Aside::commit`], and what is written to the file from now on is added to it.
+    pub(super) fn commit_open(mut self) -> io::Result<(File, Stored)> {
         if self.fsync {
             self.file.sync_data()?;
         }
-        fs::rename(&self.path, &self.target)?;
-        self.is_kept = true;
+        fs::rename(&self.name.path, &self.target)?;
+        self.name.is_kept = true;
         if self.fsync
             && let Some(directory) = self.target.parent()
         {
             sync_directory(directory)?;
         }
-        Ok(self.stored())
+        let stored = self.stored();
+        Ok((self.file, stored))
     }
 
     /// It is complete, and waits under its temporary name for somebody else to sync and name it.
     pub fn leave(mut self) -> Stored {
-        self.is_kept = true;
+        self.name.is_kept = true;
         self.stored()
     }
 
@@ -75,13 +99,5 @@ impl Write for Aside {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        if !self.is_kept {
-            remove(&self.path);
-        }
     }
 }

@@ -58,22 +58,27 @@ impl Damaged {
 
     /// Counts and logs something that is not there to be moved.
     pub(super) fn note(&self, kind: DamageKind, what: &str, reason: &str) {
-        self.found[kind as usize].fetch_add(1, Ordering::Relaxed);
+        self.count(kind);
         log::warn!("{what} is damaged or lost: {reason}");
     }
 
     /// Moves `path` into the folder. On failure it stays where it was, which is logged.
     pub(super) fn set_aside(&self, kind: DamageKind, path: &Path, reason: &str) -> io::Result<()> {
-        self.take(kind, path, reason, |target| fs::rename(path, target))
+        self.count(kind);
+        self.take(kind, path, reason, |target| fs::rename(path, target)).inspect_err(|error| {
+            log::error!("{} is damaged: {reason}; it cannot be set aside: {error}", path.display());
+        })
     }
 
-    /// Keeps what `path` is now under another name: it is about to be replaced, not written to.
+    /// Keeps what `path` is now under another name: it is about to be replaced, not written to. Counted once it is kept.
     pub(super) fn keep(&self, kind: DamageKind, path: &Path, reason: &str) -> io::Result<()> {
         // Why a link first: it takes no room, and the disk may have none.
         self.take(kind, path, reason, |target| match fs::hard_link(path, target) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => fs::copy(path, target).map(drop),
             linked => linked,
-        })
+        })?;
+        self.count(kind);
+        Ok(())
     }
 
     fn take(
@@ -83,20 +88,19 @@ impl Damaged {
         reason: &str,
         take: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<()> {
-        self.found[kind as usize].fetch_add(1, Ordering::Relaxed);
         let target = self.free_name(kind, path);
         let taken = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).and_then(|()| take(&target));
-        match &taken {
-            Ok(()) => {
-                log::warn!("{} is damaged: {reason}; it is kept as {}", path.display(), target.display());
-                if let Err(error) = sync_directory(&self.folder) {
-                    log::debug!("cannot sync {}: {error}", self.folder.display());
-                }
-                self.forget_oldest();
-            }
-            Err(error) => log::error!("{} is damaged: {reason}; it cannot be set aside: {error}", path.display()),
+        taken?;
+        log::warn!("{} is damaged: {reason}; it is kept as {}", path.display(), target.display());
+        if let Err(error) = sync_directory(&self.folder) {
+            log::debug!("cannot sync {}: {error}", self.folder.display());
         }
-        taken
+        self.forget_oldest();
+        Ok(())
+    }
+
+    fn count(&self, kind: DamageKind) {
+        self.found[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// `KIND-NAME.N`, which nothing is called yet.

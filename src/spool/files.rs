@@ -301,7 +301,7 @@ fn check(path: &Path, stored: Stored) -> Result<File, Lost> {
 }
 
 /// A second time if the disk stumbled: it may not have lost anything.
-fn twice<T, E>(read: impl Fn() -> Result<T, E>, has_stumbled: impl Fn(&E) -> bool) -> Result<T, E> {
+pub(super) fn twice<T, E>(read: impl Fn() -> Result<T, E>, has_stumbled: impl Fn(&E) -> bool) -> Result<T, E> {
     match read() {
         Err(error) if has_stumbled(&error) => read(),
         done => done,

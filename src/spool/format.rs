@@ -1,13 +1,13 @@
 //! The version of the directory's layout. A daemon reads its own and every older one, and refuses a newer one.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::SpoolError;
+use super::aside::Aside;
 use super::damaged::{DamageKind, Damaged};
-use super::files::sync_directory;
+use super::files::twice;
 
 /// 2: checksums of payloads and results, sealed checkpoints, breakers, cancellations. kurultai-spool(5) has the history.
 pub(super) const CURRENT: u64 = 2;
@@ -26,7 +26,8 @@ pub(super) enum Format {
 impl Format {
     pub(super) fn check(root: &Path, damaged: &Damaged) -> Result<Format, SpoolError> {
         let path = root.join(NAME);
-        let text = match fs::read_to_string(&path) {
+        let read = twice(|| fs::read_to_string(&path), |error| error.raw_os_error() == Some(libc::EIO));
+        let text = match read {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Format::Missing),
             Err(error) if is_garbled(&error) => error.to_string(),
@@ -50,16 +51,9 @@ impl Format {
         if *self == Format::Current {
             return Ok(());
         }
-        let aside = root.join("format.tmp");
-        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&aside)?;
-        writeln!(file, "{CURRENT}")?;
-        if fsync {
-            file.sync_all()?;
-        }
-        fs::rename(&aside, root.join(NAME))?;
-        if fsync {
-            sync_directory(root)?;
-        }
+        let mut aside = Aside::create(root.join(NAME), fsync)?;
+        writeln!(aside, "{CURRENT}")?;
+        aside.commit()?;
         *self = Format::Current;
         Ok(())
     }

@@ -1,16 +1,17 @@
 //! The journal: one line a record, `crc32 json`, only ever appended to, and rewritten aside when it has grown.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use super::aside::Aside;
 use super::damaged::{DamageKind, Damaged, open_plain};
-use super::files::{Lost, sync_directory};
+use super::files::Lost;
 use super::record::Line;
 use super::replay::Replay;
 use super::sealed::{unseal, write_line};
 use crate::core::event::Record;
+use crate::core::task::Stored;
 
 pub(super) const NAME: &str = "journal";
 
@@ -119,26 +120,15 @@ impl Journal {
         records: impl Iterator<Item = Record>,
         fsync: bool,
     ) -> io::Result<Journal> {
-        let path = root.join(NAME);
-        let aside = root.join("journal.tmp");
-        let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&aside)?;
-        let mut writer = BufWriter::new(file);
+        let mut writer = BufWriter::new(Aside::create(root.join(NAME), fsync)?);
         let mut buffer = Vec::new();
-        let mut bytes = 0;
         for line in std::iter::once(Line::Begin { next }).chain(records.map(|record| Line::of(&record))) {
             buffer.clear();
             write_line(&mut buffer, &line)?;
             writer.write_all(&buffer)?;
-            bytes += buffer.len() as u64;
         }
-        let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
-        if fsync {
-            file.sync_all()?;
-        }
-        fs::rename(&aside, &path)?;
-        if fsync {
-            sync_directory(root)?;
-        }
+        let aside = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let (file, Stored { bytes, .. }) = aside.commit_open()?;
         Ok(Journal { file, bytes, bytes_after_rewrite: bytes, buffer: Vec::new() })
     }
 
