@@ -295,6 +295,7 @@ impl Core {
         let now = self.now;
         let task = self.ledger.get_mut(id)?;
         self.queue.remove(task.spec.priority, id);
+        task.was_parked = task.phase == Phase::Preempted;
         task.phase = Phase::Running { worker, since: now.at };
         task.started_ms = task.started_ms.or(Some(now.wall_ms));
         task.permit = permit;
@@ -325,16 +326,28 @@ impl Core {
         Some(assignment)
     }
 
-    /// Takes a start back that was not carried out: the task waits as it did, and no attempt is used up.
+    /// Takes a start back that was not carried out: the task waits, first of its level, and no attempt is used up.
     pub(super) fn unstart(&mut self, id: TaskId, worker: WorkerId) {
         let Some(task) = self.ledger.get_mut(id) else { return };
         if !matches!(task.phase, Phase::Running { worker: its, .. } if its == worker) {
             return;
         }
-        task.phase = if task.has_checkpoint { Phase::Preempted } else { Phase::Queued };
+        if task.is_cancelled {
+            return self.unstart_cancelled(id, worker);
+        }
+        task.phase = if task.was_parked { Phase::Preempted } else { Phase::Queued };
         let permit = task.permit.take();
         self.settle_permit(permit, &Outcome::Cancelled);
         self.put_back(id);
+        self.free_unstarted(worker);
+    }
+
+    fn unstart_cancelled(&mut self, id: TaskId, worker: WorkerId) {
+        self.finish(id, Outcome::Cancelled, None);
+        self.free_unstarted(worker);
+    }
+
+    fn free_unstarted(&mut self, worker: WorkerId) {
         match self.pool.get_mut(worker) {
             Some(process) if process.agent.mode == AgentMode::Persistent => {
                 process.state = WorkerState::Idle { since: self.now.at };

@@ -37,6 +37,8 @@ pub struct Task {
     pub has_checkpoint: bool,
     /// Memory has stopped it before: it was preempted or killed for that.
     pub was_stopped_by_memory: bool,
+    /// It was, before it was started.
+    pub was_parked: bool,
     /// It runs, and somebody wants it gone.
     pub is_cancelled: bool,
     /// It was said that it waits for memory.
@@ -81,6 +83,7 @@ impl Task {
             preemptions: 0,
             has_checkpoint: false,
             was_stopped_by_memory: false,
+            was_parked: false,
             is_cancelled: false,
             is_wait_told: false,
             progress: None,

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! door ──arrivals──► handlers ──calls──► scheduler ──orders──► supervisor
-//!   ▲                  │  ▲                │ ▲ ▲ │               │
-//!   ├─────returns──────┘  └──replies── sync◄─┘ │ └──watch──► monitor
-//!   └──────stream items────────────────────┘   └──reports, control───────
+//!   ▲                  │  ▲               │ ▲ │ ▲ │               │
+//!   ├─────returns──────┘  └─replies─ sync◄┘ │ │ │ └─watch──► monitor
+//!   │                                  └kept┘ │ │               │
+//!   └──────────────stream items───────────────┘ └──reports, control
 //! ```
 //!
 //! INVARIANT: no cycle of blocking sends. The scheduler never blocks on the supervisor (`try_send`, and room for every
-//! order that can be in flight), handlers never block on the scheduler (`try_send`), and the queue of replies has room
-//! for an answer to every connection there can be.
+//! order that can be in flight), handlers never block on the scheduler (`try_send`), the queue of replies has room
+//! for an answer to every connection there can be, and that of kept files for every file the scheduler asks for at once.
 
 use std::io;
 use std::sync::Arc;
@@ -186,7 +187,9 @@ fn start(
     let actions = core.restore(restored.finished, restored.unfinished);
 
     let syncer = if spool.is_synchronous() {
-        let (syncer, thread) = Syncer::new(spool.sync_handle()?, spool.files(), replies_tx.clone());
+        let unwritten = || restored.trouble.clone().unwrap_or_default();
+        let journal = spool.sync_handle()?.ok_or_else(unwritten);
+        let (syncer, thread) = Syncer::new(journal, spool.files(), replies_tx.clone());
         threads.spawn("sync", move || thread.run())?;
         Some(syncer)
     } else {

@@ -42,7 +42,7 @@ use history::History;
 use storage::Storage;
 pub use streams::StreamPort;
 use streams::Streams;
-use sync::SyncFailed;
+use sync::{SyncFailed, Unneeded};
 pub use sync::{SyncThread, Syncer};
 use waiting::{Gone, Waiting};
 pub use watch::Watch;
@@ -99,6 +99,8 @@ pub struct Scheduler<W> {
     /// Actions of this turn, performed together: one write for all their records.
     actions: Vec<Action>,
     storage: Storage,
+    /// Files that wait for records to be on the disk.
+    unneeded: Vec<Unneeded>,
     held: Held,
     /// The journal could not be synced.
     sync_failed_rx: Receiver<SyncFailed>,
@@ -137,6 +139,7 @@ impl<W: Send + 'static> Scheduler<W> {
             ids: spool.ids(),
             spool,
             storage,
+            unneeded: Vec::new(),
             held,
             sync_failed_rx: ports.syncer.as_ref().map_or_else(never, |syncer| syncer.failed_rx.clone()),
             streams: Streams::new(ports.streams.clone()),
@@ -335,7 +338,7 @@ impl<W: Send + 'static> Scheduler<W> {
             }
             self.release(replies, has_records);
         }
-        if self.spool.wants_rewrite() {
+        if self.spool.wants_rewrite() && self.unwritten().is_none() {
             self.rewrite_journal();
         }
     }
@@ -346,10 +349,21 @@ impl<W: Send + 'static> Scheduler<W> {
         let is_promise = |reply: &Reply<W>| {
             matches!(reply.answer, Answer::Submitted { .. } | Answer::Cancelled(CancelAnswer::Accepted, _))
         };
+        let unneeded = self.take_unneeded();
         match &mut self.ports.syncer {
-            Some(syncer) if has_records && replies.is_empty() => syncer.sync_soon(self.clock.now()),
-            Some(syncer) if has_records || replies.iter().any(is_promise) => syncer.release(replies),
-            Some(_) | None => replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply)),
+            Some(syncer) if has_records && replies.is_empty() => {
+                self.unneeded.extend(unneeded);
+                syncer.sync_soon(self.clock.now());
+            }
+            Some(syncer) if has_records || replies.iter().any(is_promise) => syncer.release(replies, unneeded),
+            Some(_) => {
+                self.unneeded.extend(unneeded);
+                replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply));
+            }
+            None => {
+                unneeded.into_iter().for_each(|unneeded| unneeded.remove(&self.files));
+                replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply));
+            }
         }
     }
 
@@ -363,7 +377,7 @@ impl<W: Send + 'static> Scheduler<W> {
         match action {
             // Why: written already, before anything else of this turn.
             Action::Record(Record::Finished(task)) => self.clear_inputs(&task),
-            Action::Record(Record::Forgotten { task }) => self.files.remove_result(task),
+            Action::Record(Record::Forgotten { task }) => self.clear_result(task),
             Action::Record(
                 Record::Accepted { .. }
                 | Record::Started { .. }

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use super::Scheduler;
 use super::call::{Answer, Draft, StorageStatus};
-use super::sync::SyncFailed;
+use super::sync::{SyncFailed, Unneeded};
 use crate::core::event::{Action, Event};
 use crate::core::ids::{TaskId, WorkerId};
 use crate::core::ledger::FinishedTask;
-use crate::core::limits;
 use crate::core::notice::Notice;
 use crate::core::task::Outcome;
 use crate::spool::{DamageKind, Files};
@@ -116,15 +115,32 @@ impl Storage {
 }
 
 impl<W: Send + 'static> Scheduler<W> {
-    pub(super) fn clear_inputs(&self, task: &FinishedTask) {
-        if task.spec.payload.bytes() > limits::INLINE_PAYLOAD_MAX as u64 || task.preemptions > 0 {
-            self.files.remove_inputs(task.id);
-        } else {
-            self.files.remove_checkpoint(task.id);
-        }
+    /// A task has ended: what it was given goes with its record.
+    pub(super) fn clear_inputs(&mut self, task: &FinishedTask) {
+        self.unneeded.push(Unneeded::Inputs(task.id));
         // An attempt before the last may have left one.
         if !matches!(task.outcome, Outcome::Completed(_)) || (task.attempt > 1 && !task.has_result_file()) {
             self.files.remove_result(task.id);
+        }
+    }
+
+    pub(super) fn clear_result(&mut self, task: TaskId) {
+        if self.storage.journal.is_some() {
+            // Why at once: the room may be what the journal wants. Whoever reads the old one forgets it by its age.
+            self.files.remove_result(task);
+        } else {
+            self.unneeded.push(Unneeded::Result(task));
+        }
+    }
+
+    /// The files that may go once all that has been written is on the disk; none while something could not be.
+    pub(super) fn take_unneeded(&mut self) -> Vec<Unneeded> {
+        if self.storage.journal.is_some() { Vec::new() } else { std::mem::take(&mut self.unneeded) }
+    }
+
+    fn remove_unneeded(&mut self) {
+        for unneeded in self.take_unneeded() {
+            unneeded.remove(&self.files);
         }
     }
 
@@ -226,6 +242,7 @@ impl<W: Send + 'static> Scheduler<W> {
         match rewritten {
             Ok(()) => {
                 self.storage.journal = None;
+                self.remove_unneeded();
                 self.look_at_storage();
                 if std::mem::take(&mut self.storage.is_core_told) {
                     self.step(Event::JournalWorks);
@@ -235,6 +252,7 @@ impl<W: Send + 'static> Scheduler<W> {
             Err(error) => {
                 self.journal_failed(error.to_string());
                 self.tell_journal_failed(Vec::new());
+                self.perform();
             }
         }
     }
@@ -242,10 +260,10 @@ impl<W: Send + 'static> Scheduler<W> {
     /// Records that nobody waits for have waited long enough.
     pub(super) fn sync_overdue(&mut self) {
         let now = self.clock.now();
-        if let Some(syncer) = &mut self.ports.syncer
-            && syncer.overdue_at().is_some_and(|at| at <= now)
-        {
-            syncer.release(Vec::new());
+        let unneeded = self.take_unneeded();
+        match &mut self.ports.syncer {
+            Some(syncer) if syncer.overdue_at().is_some_and(|at| at <= now) => syncer.release(Vec::new(), unneeded),
+            Some(_) | None => self.unneeded.extend(unneeded),
         }
     }
 
@@ -256,6 +274,10 @@ impl<W: Send + 'static> Scheduler<W> {
         }
         while let Some(kept) = self.held.next_kept() {
             self.file_kept(kept);
+        }
+        if self.storage.journal.is_some() {
+            // There may be room since the last attempt.
+            self.rewrite_journal();
         }
         if let Some(syncer) = &self.ports.syncer {
             syncer.flush();
@@ -270,6 +292,8 @@ impl<W: Send + 'static> Scheduler<W> {
     /// not have their tasks run.
     pub(super) fn sync_failed(&mut self, failed: SyncFailed) {
         self.journal_failed(failed.error);
+        // Before any of them gives way to another one that was refused.
+        self.tell_journal_failed(Vec::new());
         for task in failed.refused {
             self.core.release_key(task);
             self.step(Event::CancelRequested { ticket: super::NOBODY, task });

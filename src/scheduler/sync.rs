@@ -2,6 +2,7 @@
 //! share one fdatasync(2). Records nobody waits for are synced a second later at most. Files of tasks are synced here too,
 //! so that no other thread waits for a disk.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::time::Duration;
@@ -17,13 +18,14 @@ use crate::spool::{Files, advice};
 const QUEUE: usize = 64;
 
 enum Message<W> {
-    Release { replies: Vec<Reply<W>> },
+    Release { replies: Vec<Reply<W>>, unneeded: Vec<Unneeded> },
     Keep { worker: WorkerId, file: TaskFile },
     Journal(File),
     Flush(Sender<()>),
 }
 
-/// Files that may be waited for at once.
+/// Files that may be waited for at once. As many answers fit their queue, so that this thread never waits for the
+/// scheduler, which may be waiting for it.
 pub(super) const KEPT: usize = 64;
 
 /// After this, a record that nobody waits for is on the disk: what a power cut takes of the past is bounded.
@@ -49,6 +51,22 @@ impl TaskFile {
         match self {
             TaskFile::Result(task) => files.keep_result(task),
             TaskFile::Checkpoint(task) => files.keep_checkpoint(task),
+        }
+    }
+}
+
+/// Files of a task that nobody wants once its record is on the disk, and that are needed if it never gets there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unneeded {
+    Inputs(TaskId),
+    Result(TaskId),
+}
+
+impl Unneeded {
+    pub(super) fn remove(self, files: &Files) {
+        match self {
+            Unneeded::Inputs(task) => files.remove_inputs(task),
+            Unneeded::Result(task) => files.remove_result(task),
         }
     }
 }
@@ -90,24 +108,51 @@ pub struct SyncThread<W> {
     /// Why nothing rests on this journal any more; another one comes.
     broken: Option<String>,
     files: Files,
+    keeps: VecDeque<(WorkerId, TaskFile)>,
+    unneeded: Vec<Unneeded>,
+}
+
+/// What is served by one sync.
+struct Round<W> {
+    replies: Vec<Reply<W>>,
+    flushes: Vec<Sender<()>>,
+    wants_sync: bool,
 }
 
 impl<W> Syncer<W> {
-    /// `journal`: `None` while it could not be opened.
-    pub fn new(journal: Option<File>, files: Files, replies_tx: Sender<Reply<W>>) -> (Syncer<W>, SyncThread<W>) {
+    /// `journal`: or why it could not be written.
+    pub fn new(
+        journal: Result<File, String>,
+        files: Files,
+        replies_tx: Sender<Reply<W>>,
+    ) -> (Syncer<W>, SyncThread<W>) {
         let (tx, rx) = bounded(QUEUE);
         // One that is not taken yet is added to.
         let (failed_tx, failed_rx) = bounded(1);
         let (kept_tx, kept_rx) = bounded(KEPT);
-        let broken = journal.is_none().then(|| "the journal cannot be written".to_string());
-        let thread = SyncThread { rx, replies_tx, failed_tx, kept_tx, failed: None, journal, broken, files };
+        let (journal, broken) = match journal {
+            Ok(journal) => (Some(journal), None),
+            Err(error) => (None, Some(error)),
+        };
+        let thread = SyncThread {
+            rx,
+            replies_tx,
+            failed_tx,
+            kept_tx,
+            failed: None,
+            journal,
+            broken,
+            files,
+            keeps: VecDeque::new(),
+            unneeded: Vec::new(),
+        };
         (Syncer { tx, failed_rx, kept_rx, overdue_at: None }, thread)
     }
 
-    /// Sends these once everything written so far is durable.
-    pub(super) fn release(&mut self, replies: Vec<Reply<W>>) {
+    /// Sends these, and removes those, once everything written so far is durable.
+    pub(super) fn release(&mut self, replies: Vec<Reply<W>>, unneeded: Vec<Unneeded>) {
         self.overdue_at = None;
-        self.send(Message::Release { replies });
+        self.send(Message::Release { replies, unneeded });
     }
 
     /// Nobody waits for what has been written.
@@ -150,34 +195,50 @@ impl<W> Syncer<W> {
 impl<W> SyncThread<W> {
     /// Runs until the scheduler is gone.
     pub fn run(mut self) {
-        let mut replies = Vec::new();
-        let mut flushes = Vec::new();
-        while let Ok(message) = self.rx.recv() {
-            self.take(message, &mut replies, &mut flushes);
-            self.take_all(&mut replies, &mut flushes);
-            self.serve(&mut replies);
-            for flush in flushes.drain(..) {
-                let _ = flush.send(());
+        let mut round = Round { replies: Vec::new(), flushes: Vec::new(), wants_sync: false };
+        loop {
+            if self.keeps.is_empty() {
+                let Ok(message) = self.rx.recv() else { return };
+                self.take(message, &mut round);
+            }
+            self.take_all(&mut round);
+            self.serve(&mut round);
+            // Why one: whoever waits for the journal does not wait for all the files of others.
+            if let Some((worker, file)) = self.keeps.pop_front() {
+                let _ = self.kept_tx.send(Kept { worker, file, result: file.keep(&self.files) });
+            }
+            if self.keeps.is_empty() {
+                for flush in round.flushes.drain(..) {
+                    let _ = flush.send(());
+                }
             }
         }
     }
 
-    fn take_all(&mut self, replies: &mut Vec<Reply<W>>, flushes: &mut Vec<Sender<()>>) {
-        while let Ok(message) = self.rx.try_recv() {
-            self.take(message, replies, flushes);
+    /// What is there now: what comes while it is taken has its turn later, or a busy scheduler would never let it end.
+    fn take_all(&mut self, round: &mut Round<W>) {
+        for _ in 0..self.rx.len() {
+            let Ok(message) = self.rx.try_recv() else { return };
+            self.take(message, round);
         }
     }
 
     /// Syncs what there is, and answers by how that went.
-    fn serve(&mut self, replies: &mut Vec<Reply<W>>) {
+    fn serve(&mut self, round: &mut Round<W>) {
+        if !std::mem::take(&mut round.wants_sync) {
+            return;
+        }
         self.sync();
-        self.tell_failure(replies);
-        for reply in replies.drain(..) {
+        self.tell_failure(&round.replies);
+        for reply in round.replies.drain(..) {
             let reply = match &self.broken {
                 None => reply,
                 Some(error) => undurable(reply, error),
             };
             let _ = self.replies_tx.send(reply);
+        }
+        if self.broken.is_none() {
+            self.unneeded.drain(..).for_each(|unneeded| unneeded.remove(&self.files));
         }
     }
 
@@ -208,17 +269,24 @@ impl<W> SyncThread<W> {
         }
     }
 
-    fn take(&mut self, message: Message<W>, replies: &mut Vec<Reply<W>>, flushes: &mut Vec<Sender<()>>) {
+    fn take(&mut self, message: Message<W>, round: &mut Round<W>) {
         match message {
-            Message::Release { replies: more } => replies.extend(more),
-            Message::Keep { worker, file } => {
-                let _ = self.kept_tx.send(Kept { worker, file, result: file.keep(&self.files) });
+            Message::Release { replies, unneeded } => {
+                round.replies.extend(replies);
+                round.wants_sync = true;
+                self.unneeded.extend(unneeded);
             }
+            Message::Keep { worker, file } => self.keeps.push_back((worker, file)),
             Message::Journal(journal) => {
+                // What came before it rests on the old one.
+                self.serve(round);
                 self.journal = Some(journal);
                 self.broken = None;
             }
-            Message::Flush(done_tx) => flushes.push(done_tx),
+            Message::Flush(done_tx) => {
+                round.flushes.push(done_tx);
+                round.wants_sync = true;
+            }
         }
     }
 }
@@ -288,12 +356,12 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let files = Files::open(root.path(), true).expect("opens");
         let (replies_tx, replies_rx) = bounded(16);
-        let (mut syncer, mut thread) = Syncer::new(Some(broken_journal()), files, replies_tx);
+        let (mut syncer, mut thread) = Syncer::new(Ok(broken_journal()), files, replies_tx);
         let mut pass = |syncer: &mut Syncer<u64>, replies: Vec<Reply<u64>>| {
-            syncer.release(replies);
-            let (mut taken, mut flushes) = (Vec::new(), Vec::new());
-            thread.take_all(&mut taken, &mut flushes);
-            thread.serve(&mut taken);
+            syncer.release(replies, Vec::new());
+            let mut round = Round { replies: Vec::new(), flushes: Vec::new(), wants_sync: false };
+            thread.take_all(&mut round);
+            thread.serve(&mut round);
             let told: Vec<(u64, bool)> = replies_rx
                 .try_iter()
                 .map(|reply: Reply<u64>| (reply.waiter, matches!(reply.answer, Answer::Submitted { .. })))
@@ -321,5 +389,52 @@ mod tests {
         assert_eq!(second.refused, [4, 5].map(TaskId));
         assert_eq!(pass(&mut syncer, vec![submitted(7, TaskState::Queued, false)]), [(7, true)]);
         assert!(syncer.failed_rx.try_recv().is_err());
+    }
+
+    #[test]
+    fn whoever_waits_for_the_journal_does_not_wait_for_the_files_of_others() {
+        let root = tempfile::tempdir().expect("a directory");
+        let files = Files::open(root.path(), true).expect("opens");
+        let journal = File::create(root.path().join("journal")).expect("made");
+        let (replies_tx, replies_rx) = bounded(16);
+        let (mut syncer, mut thread) = Syncer::new(Ok(journal), files, replies_tx);
+        for worker in 0..3 {
+            syncer.keep(WorkerId(worker), TaskFile::Checkpoint(TaskId(worker)));
+        }
+        syncer.release(vec![submitted(1, TaskState::Queued, false)], Vec::new());
+        let mut round = Round { replies: Vec::new(), flushes: Vec::new(), wants_sync: false };
+        thread.take_all(&mut round);
+        thread.serve(&mut round);
+        assert_eq!(replies_rx.len(), 1);
+        assert_eq!((thread.keeps.len(), syncer.kept_rx.len()), (3, 0));
+        let kept_rx = syncer.kept();
+        drop(syncer);
+        thread.run();
+        assert_eq!(kept_rx.len(), 3, "and they have their turn");
+    }
+
+    #[test]
+    fn what_a_task_was_given_goes_once_its_end_is_on_the_disk() {
+        let root = tempfile::tempdir().expect("a directory");
+        let files = Files::open(root.path(), true).expect("opens");
+        let payload = |task| {
+            files.create_payload(TaskId(task)).expect("created").commit().expect("committed");
+            files.payload_path(TaskId(task))
+        };
+        let (first, second) = (payload(1), payload(2));
+        let (replies_tx, _replies_rx) = bounded(16);
+        let (mut syncer, mut thread) = Syncer::<u64>::new(Ok(broken_journal()), files.clone(), replies_tx);
+        let mut pass = |thread: &mut SyncThread<u64>, task| {
+            syncer.release(Vec::new(), vec![Unneeded::Inputs(TaskId(task))]);
+            let mut round = Round { replies: Vec::new(), flushes: Vec::new(), wants_sync: false };
+            thread.take_all(&mut round);
+            thread.serve(&mut round);
+        };
+        pass(&mut thread, 1);
+        assert!(first.exists(), "the next start may want it");
+        thread.journal = Some(File::create(root.path().join("journal")).expect("made"));
+        thread.broken = None;
+        pass(&mut thread, 2);
+        assert!(!first.exists() && !second.exists());
     }
 }

@@ -301,11 +301,8 @@ impl Desk {
 
     fn perform(&mut self, action: Action, has_records: bool) {
         match action {
-            Action::Record(record) => {
-                if let Record::Finished(task) = &record {
-                    self.spool.checkpoints.remove(&task.id);
-                }
-            }
+            // Written already; a rewrite or a sync clears what it leaves behind.
+            Action::Record(_) => {}
             Action::Worker(worker, order) => {
                 let is_start = matches!(order, Order::Spawn { task: Some(_), .. } | Order::Assign(_));
                 assert!(!is_start || self.trouble.is_none(), "{worker} starts what nobody would know of");

@@ -148,6 +148,10 @@ impl Spool {
     pub fn sync(&mut self) {
         for record in self.written.drain(..) {
             self.synced.replay(&record);
+            // The files of a task go once its end is safe.
+            if let Record::Finished(task) = &record {
+                self.checkpoints.remove(&task.id);
+            }
         }
     }
 

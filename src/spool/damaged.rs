@@ -6,7 +6,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::files::sync_directory;
+use super::files::{remove, sync_directory};
+use crate::core::ids::TaskId;
 
 const DIRECTORY: &str = "damaged";
 
@@ -74,7 +75,10 @@ impl Damaged {
     pub(super) fn keep(&self, kind: DamageKind, path: &Path, reason: &str) -> io::Result<()> {
         // Why a link first: it takes no room, and the disk may have none.
         self.take(kind, path, reason, |target| match fs::hard_link(path, target) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => fs::copy(path, target).map(drop),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                // A piece of it is worth nothing, and takes room.
+                fs::copy(path, target).map(drop).inspect_err(|_| remove(target))
+            }
             linked => linked,
         })?;
         self.count(kind);
@@ -89,8 +93,8 @@ impl Damaged {
         take: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<()> {
         let target = self.free_name(kind, path);
-        let taken = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).and_then(|()| take(&target));
-        taken?;
+        self.make_folder()?;
+        take(&target)?;
         log::warn!("{} is damaged: {reason}; it is kept as {}", path.display(), target.display());
         if let Err(error) = sync_directory(&self.folder) {
             log::debug!("cannot sync {}: {error}", self.folder.display());
@@ -101,6 +105,22 @@ impl Damaged {
 
     fn count(&self, kind: DamageKind) {
         self.found[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn make_folder(&self) -> io::Result<()> {
+        if fs::symlink_metadata(&self.folder).is_ok() && !self.folder.is_dir() {
+            let number =
+                (1_u32..).find(|number| fs::symlink_metadata(self.folder.with_extension(number.to_string())).is_err());
+            fs::rename(&self.folder, self.folder.with_extension(number.unwrap_or_default().to_string()))?;
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)
+    }
+
+    /// The tasks of which something is kept.
+    pub(super) fn tasks(&self) -> Vec<TaskId> {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return Vec::new() };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter_map(|name| name.split_once('-')?.1.split('.').next()?.parse().ok()).collect()
     }
 
     /// `KIND-NAME.N`, which nothing is called yet.

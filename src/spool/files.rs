@@ -46,6 +46,8 @@ pub enum Lost {
     Length { found: u64, expected: u64 },
     #[error("its checksum is {found:08x}, and {expected:08x} was written")]
     Checksum { found: u32, expected: u32 },
+    #[error("it is not whole: {0}")]
+    Torn(String),
     #[error("the disk cannot read it: {0}")]
     Unreadable(io::Error),
     /// It may be there: the daemon has no right or no descriptor to see.
@@ -62,16 +64,25 @@ impl Lost {
             _ => Lost::Unknown(error),
         }
     }
+
+    /// Another attempt may do better: a disk that stumbles has not lost anything.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self, Lost::Unreadable(_) | Lost::Unknown(_))
+    }
 }
 
 impl Files {
     /// Makes the directories under `root` where they are missing. `fsync = false` trades safety against a power cut
     /// for speed and changes nothing else.
     pub fn open(root: &Path, fsync: bool) -> io::Result<Files> {
-        let damaged = Damaged::new(root);
+        Files::with(root, fsync, Damaged::new(root))
+    }
+
+    pub(super) fn with(root: &Path, fsync: bool, damaged: Damaged) -> io::Result<Files> {
         for name in [PAYLOADS, CHECKPOINTS, RESULTS] {
             let path = root.join(name);
-            if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            // A link to a directory is an operator's wish.
+            if fs::symlink_metadata(&path).is_ok() && !path.is_dir() {
                 damaged.set_aside(DamageKind::Layout, &path, "a directory has to be there")?;
             }
             DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&path)?;
@@ -114,11 +125,12 @@ impl Files {
     /// What is wrong with it. It is set aside if it was damaged.
     pub fn open_result(&self, task: TaskId, stored: Stored) -> Result<File, Lost> {
         let path = self.result_path(task);
-        let opened = check(&path, stored);
-        if let Err(lost) = &opened {
-            self.lose(DamageKind::Result, &path, lost);
-        }
-        opened
+        check(&path, stored).inspect_err(|lost| {
+            // Why not one that is missing: it may have been forgotten since the caller heard of it.
+            if !matches!(lost, Lost::Missing) {
+                self.lose(DamageKind::Result, &path, lost);
+            }
+        })
     }
 
     /// Whether the file of a result is there and as long as it has to be. Cheaper than reading it.
@@ -132,11 +144,7 @@ impl Files {
     /// Whether the payload is what was accepted.
     pub(super) fn check_payload(&self, task: TaskId, stored: Stored) -> Result<(), Lost> {
         let path = self.payload_path(task);
-        let checked = check(&path, stored).map(drop);
-        if let Err(lost) = &checked {
-            self.lose(DamageKind::Payload, &path, lost);
-        }
-        checked
+        check(&path, stored).map(drop).inspect_err(|lost| self.lose(DamageKind::Payload, &path, lost))
     }
 
     /// Replaces the task's latest checkpoint. It survives the end of the daemon when this returns, and a power cut after
@@ -165,22 +173,28 @@ impl Files {
         kept.exists() || kept.with_extension(LATEST).exists()
     }
 
-    /// The newest checkpoint that is whole, as JSON.
-    pub fn read_checkpoint(&self, task: TaskId) -> io::Result<Vec<u8>> {
+    /// The newest checkpoint that is whole, as JSON. Those that are damaged are set aside.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the newest one there is.
+    pub fn read_checkpoint(&self, task: TaskId) -> Result<Vec<u8>, Lost> {
         let kept = self.path(CHECKPOINTS, task);
         let latest = kept.with_extension(LATEST);
-        let mut missing = io::Error::from(io::ErrorKind::NotFound);
+        let mut wrong = Lost::Missing;
         for path in [&latest, &kept] {
-            match twice(|| read_sealed(path), |error| error.raw_os_error() == Some(libc::EIO)) {
+            match twice(|| read_sealed(path), Lost::may_pass) {
                 Ok(json) => return Ok(json),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    self.set_aside(DamageKind::Checkpoint, path, &error.to_string());
-                    missing = error;
+                Err(Lost::Missing) => {}
+                // The other one is older, and this one may be there yet.
+                Err(unknown @ Lost::Unknown(_)) => return Err(unknown),
+                Err(lost) => {
+                    self.lose(DamageKind::Checkpoint, path, &lost);
+                    wrong = lost;
                 }
             }
         }
-        Err(missing)
+        Err(wrong)
     }
 
     /// Removes a payload and checkpoint that nobody will ask for again.
@@ -266,11 +280,11 @@ impl Files {
     /// The directory is synced too, or after a power cut the name may be the old one's.
     fn keep(&self, aside: &Path, target: &Path, folder: &str) -> io::Result<()> {
         if self.0.fsync {
-            File::open(aside)?.sync_data()?;
+            sync_if_possible(aside, |file| file.sync_data())?;
         }
         fs::rename(aside, target)?;
         if self.0.fsync {
-            sync_directory(&self.0.root.join(folder))?;
+            sync_if_possible(&self.0.root.join(folder), |folder| folder.sync_all())?;
         }
         Ok(())
     }
@@ -278,7 +292,7 @@ impl Files {
     fn lose(&self, kind: DamageKind, path: &Path, lost: &Lost) {
         match lost {
             Lost::Missing => self.0.damaged.note(kind, &path.display().to_string(), &lost.to_string()),
-            Lost::NotPlain | Lost::Length { .. } | Lost::Checksum { .. } | Lost::Unreadable(_) => {
+            Lost::NotPlain | Lost::Length { .. } | Lost::Checksum { .. } | Lost::Torn(_) | Lost::Unreadable(_) => {
                 self.set_aside(kind, path, &lost.to_string());
             }
             Lost::Unknown(_) => {}
@@ -297,13 +311,13 @@ impl Files {
 
 /// Opens a file that holds what was stored, at its start. Its contents are read only if a checksum of them is known.
 fn check(path: &Path, stored: Stored) -> Result<File, Lost> {
-    twice(|| check_once(path, stored), |lost| matches!(lost, Lost::Unreadable(_)))
+    twice(|| check_once(path, stored), Lost::may_pass)
 }
 
-/// A second time if the disk stumbled: it may not have lost anything.
-pub(super) fn twice<T, E>(read: impl Fn() -> Result<T, E>, has_stumbled: impl Fn(&E) -> bool) -> Result<T, E> {
+/// Makes a second attempt where that may do better.
+pub(super) fn twice<T, E>(read: impl Fn() -> Result<T, E>, may_pass: impl Fn(&E) -> bool) -> Result<T, E> {
     match read() {
-        Err(error) if has_stumbled(&error) => read(),
+        Err(error) if may_pass(&error) => read(),
         done => done,
     }
 }
@@ -331,17 +345,28 @@ fn check_once(path: &Path, stored: Stored) -> Result<File, Lost> {
     Ok(file)
 }
 
-fn read_sealed(path: &Path) -> io::Result<Vec<u8>> {
-    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+fn read_sealed(path: &Path) -> Result<Vec<u8>, Lost> {
     let mut line = Vec::new();
     // One byte over what is taken, with the seal and a newline.
     let most = limits::CHECKPOINT_MAX as u64 + 16;
-    open_plain(path)?.take(most).read_to_end(&mut line)?;
+    open_plain(path).and_then(|file| file.take(most).read_to_end(&mut line)).map_err(Lost::of)?;
     match unseal(&line) {
         Ok(json) => Ok(json.to_vec()),
         // Format 1 kept the JSON alone.
         Err(_) if serde_json::from_slice::<serde::de::IgnoredAny>(&line).is_ok() => Ok(line),
-        Err(reason) => Err(invalid(reason)),
+        Err(reason) => Err(Lost::Torn(reason)),
+    }
+}
+
+/// Without a descriptor to sync it by, a whole result is worth more than its safety from a power cut.
+fn sync_if_possible(path: &Path, sync: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
+    match File::open(path) {
+        Ok(file) => sync(&file),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            log::error!("cannot sync {}: {error}; it may not survive a power cut: raise LimitNOFILE", path.display());
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -65,12 +65,12 @@ impl Journal {
     /// Something else is there that can be neither read nor moved.
     pub(super) fn read(root: &Path, damaged: &Damaged) -> io::Result<(Replay, Read)> {
         let path = root.join(NAME);
-        let lost = match Journal::read_once(&path) {
+        let read = match Journal::read_once(&path) {
             // A second time: a disk that stumbles once has not lost anything.
             Ok((_, Read { has_stumbled: true, .. })) | Err(Lost::Unreadable(_)) => Journal::read_once(&path),
             read => read,
         };
-        match lost {
+        match read {
             Ok((replay, read)) => {
                 read.reasons.iter().for_each(|reason| log::warn!("the journal is damaged: {reason}"));
                 Ok((replay, read))
@@ -94,7 +94,10 @@ impl Journal {
             match io::Read::take(&mut reader, LINE_MAX).read_until(b'\n', &mut line) {
                 Ok(0) => break,
                 Ok(_) => {
-                    if let Err(reason) = take(&line, &mut replay) {
+                    let is_cut = line.len() as u64 == LINE_MAX;
+                    let taken =
+                        if is_cut { Err("it is longer than any line".to_owned()) } else { take(&line, &mut replay) };
+                    if let Err(reason) = taken {
                         read.damage(format!("line {number}: {reason}"));
                     }
                 }

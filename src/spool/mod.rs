@@ -30,6 +30,7 @@ use crate::core::ids::TaskId;
 pub use advice::advice;
 pub use aside::Aside;
 pub use damaged::DamageKind;
+use damaged::Damaged;
 pub use files::{Files, Lost};
 use format::Format;
 use journal::Journal;
@@ -88,17 +89,24 @@ impl Spool {
         };
         DirBuilder::new().recursive(true).mode(0o711).create(root).map_err(failed("create"))?;
         let lock = lock(root)?;
-        let files = Files::open(root, fsync).map_err(failed("prepare"))?;
-        let format = Format::check(root, files.damaged())?;
+        let damaged = Damaged::new(root);
+        // Why first: nothing is changed in a directory of the future.
+        let format = Format::check(root, &damaged)?;
+        clear_temporary(root, &damaged);
+        let files = Files::with(root, fsync, damaged).map_err(failed("prepare"))?;
         let (replay, mut read) = Journal::read(root, files.damaged()).map_err(failed("read the journal in"))?;
         let with_files = files.tasks_with_files();
-        if read.is_missing && format != Format::Missing && !with_files.is_empty() {
+        // Files of tasks come after a journal.
+        if read.is_missing && !with_files.is_empty() {
             files.damaged().note(DamageKind::Journal, "the journal", &Lost::Missing.to_string());
             read.damaged_lines = 1;
         }
         let mut restored = replay.restored();
         restored.damaged_lines = read.damaged_lines;
-        replay::reconcile(&mut restored, &files, &with_files);
+        // A lost journal does not give a number out again that somebody may still ask about.
+        let numbers = with_files.iter().copied().chain(files.damaged().tasks()).map(|task| task.0 + 1);
+        restored.next_task = numbers.chain([restored.next_task]).max().unwrap_or(1);
+        replay::reconcile(&mut restored, &files, &with_files)?;
         let mut spool = Spool {
             journal: None,
             ids: TaskIds(Arc::new(AtomicU64::new(restored.next_task))),
@@ -129,7 +137,7 @@ impl Spool {
     pub fn append<'a>(&mut self, records: impl Iterator<Item = &'a Record>) -> Result<(), SpoolError> {
         let written = match &mut self.journal {
             Some(journal) => journal.append(records),
-            None => Err(io::Error::other("it has not been opened yet")),
+            None => Err(io::Error::other("it could not be written anew")),
         };
         written.map_err(|source| self.journal_error("write to", source))
     }
@@ -170,12 +178,25 @@ impl Spool {
     }
 }
 
+/// What the daemon writes aside has to be a plain file.
+fn clear_temporary(root: &Path, damaged: &Damaged) {
+    for name in ["journal.tmp", "format.tmp"] {
+        let path = root.join(name);
+        if std::fs::symlink_metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
+            // On failure, the writing of it says so.
+            let _ = damaged.set_aside(DamageKind::Layout, &path, "it is no plain file");
+        }
+    }
+}
+
 fn lock(root: &Path) -> Result<File, SpoolError> {
     let path = root.join("lock");
     let failed = |source| SpoolError::Io { what: "open", path: path.clone(), source };
-    let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    // A pipe of that name would be waited for.
+    let options = |options: &mut OpenOptions| options.mode(0o600).custom_flags(libc::O_NONBLOCK).open(&path);
+    let opened = options(OpenOptions::new().create(true).append(true));
     // Why: a file system that has become read-only, or a directory of that name, is no reason not to start.
-    let file = opened.or_else(|error| File::open(&path).map_err(|_| error)).map_err(failed)?;
+    let file = opened.or_else(|error| options(OpenOptions::new().read(true)).map_err(|_| error)).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(SpoolError::InUse { path: root.to_path_buf() }),

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::files::Files;
-use crate::core::breaker::BreakerMemory;
+use super::SpoolError;
+use super::files::{Files, Lost};
+use crate::core::breaker::{BreakerMemory, RememberedPhase};
 use crate::core::event::Record;
 use crate::core::ids::{AgentName, TaskId};
 use crate::core::ledger::FinishedTask;
@@ -18,7 +19,7 @@ pub struct Restored {
     pub unfinished: Vec<Unfinished>,
     /// The most memory a task of each agent was seen to need, in bytes.
     pub footprints: Vec<(AgentName, u64)>,
-    /// How the breakers stood.
+    /// How those breakers stood that were not closed.
     pub breakers: Vec<(Arc<str>, BreakerMemory)>,
     /// The first task number that was never given out.
     pub next_task: u64,
@@ -86,6 +87,9 @@ impl Replay {
             Record::Footprint { agent, peak_bytes } => {
                 self.footprints.insert(agent, peak_bytes);
             }
+            Record::Breaker { name, memory } if memory.phase == RememberedPhase::Closed => {
+                self.breakers.remove(&name);
+            }
             Record::Breaker { name, memory } => {
                 self.breakers.insert(name, memory);
             }
@@ -118,14 +122,23 @@ impl Replay {
 /// knows are removed, or set aside if it is the journal's fault.
 ///
 /// `with_files`: the tasks that have a file of any kind.
-pub(super) fn reconcile(restored: &mut Restored, files: &Files, with_files: &[TaskId]) {
+///
+/// # Errors
+///
+/// A payload that may be whole cannot be read, for want of a right or a descriptor.
+pub(super) fn reconcile(restored: &mut Restored, files: &Files, with_files: &[TaskId]) -> Result<(), SpoolError> {
     for task in &mut restored.unfinished {
         if let Payload::File(stored) = task.spec.payload
             && let Err(lost) = files.check_payload(task.id, stored)
         {
+            if let Lost::Unknown(source) = lost {
+                return Err(SpoolError::Io { what: "read", path: files.payload_path(task.id), source });
+            }
             task.lost = Some(lost.to_string().into_boxed_str());
         }
-        task.has_checkpoint = files.has_checkpoint(task.id) && files.read_checkpoint(task.id).is_ok();
+        // Of one that cannot be read now, nobody knows that it is lost.
+        task.has_checkpoint =
+            files.has_checkpoint(task.id) && matches!(files.read_checkpoint(task.id), Ok(_) | Err(Lost::Unknown(_)));
     }
     // In the order of their numbers, both; what ended is not.
     let unfinished = &restored.unfinished;
@@ -150,6 +163,7 @@ pub(super) fn reconcile(restored: &mut Restored, files: &Files, with_files: &[Ta
             }
         }
     }
+    Ok(())
 }
 
 fn result_file(task: &FinishedTask) -> Option<(TaskId, Stored)> {

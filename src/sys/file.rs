@@ -51,6 +51,14 @@ pub fn has_attribute(path: &Path, name: &CStr, value: u8) -> bool {
     length == 1 && buffer[0] == value
 }
 
+/// A FIFO: mkfifo(3).
+#[cfg(test)]
+pub fn make_pipe(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the path ends with NUL.
+    if unsafe { libc::mkfifo(path.as_ptr(), 0o600) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

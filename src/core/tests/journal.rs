@@ -54,6 +54,19 @@ fn a_start_on_a_kept_worker_is_taken_back_and_the_worker_stays() {
 }
 
 #[test]
+fn a_start_that_is_taken_back_after_it_was_cancelled_is_no_start() {
+    let mut sim = Sim::new();
+    let now = clock(sim.now);
+    let mut actions = sim.core.handle(now, submitted(1, "once"));
+    let unstarted = take_starts(&mut actions);
+    sim.core.handle(now, Event::CancelRequested { ticket: Ticket(0), task: TaskId(1) });
+    sim.core.handle(now, Event::JournalFailed { unstarted });
+    assert_eq!(sim.state(TaskId(1)), TaskState::Cancelled);
+    let actions = sim.core.handle(now, Event::JournalWorks);
+    assert!(!actions.iter().any(|action| matches!(action, Action::Worker(..))), "{actions:?}");
+}
+
+#[test]
 fn a_running_task_that_is_cancelled_is_so_after_a_crash() {
     let mut sim = Sim::new();
     let running = sim.submit(retried("once", 5));
