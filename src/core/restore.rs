@@ -83,6 +83,28 @@ impl Unfinished {
     }
 }
 
+impl Unfinished {
+    /// As it goes on after a restart.
+    fn task(&self, now: Now) -> Task {
+        let phase = match self.state {
+            UnfinishedState::Preempted => Phase::Preempted,
+            UnfinishedState::Running if self.has_checkpoint => Phase::Preempted,
+            UnfinishedState::Queued | UnfinishedState::Returned | UnfinishedState::Running => Phase::Queued,
+        };
+        Task {
+            started_ms: self.started_ms,
+            phase,
+            retries: self.retries,
+            memory_deaths: self.memory_deaths,
+            was_stopped_by_memory: self.by_memory || self.memory_deaths > 0,
+            attempts: self.attempts.clone(),
+            preemptions: self.preemptions,
+            has_checkpoint: self.has_checkpoint,
+            ..Task::accepted(self.id, self.spec.clone(), Now { wall_ms: self.created_ms, ..now })
+        }
+    }
+}
+
 impl Core {
     /// The shortest list of records that says how everything stands.
     pub fn records(&self) -> impl Iterator<Item = Record> {
@@ -165,50 +187,24 @@ impl Core {
         }
     }
 
-    fn restore_one(&mut self, task: Unfinished) {
-        let Unfinished { id, spec, created_ms, started_ms, retries, memory_deaths, preemptions, .. } = task;
-        let Unfinished { attempts, by_memory, state, is_cancelled, has_checkpoint, lost, .. } = task;
-        let (priority, max_retries) = (spec.priority, spec.max_retries);
-        let phase = match state {
-            UnfinishedState::Preempted => Phase::Preempted,
-            UnfinishedState::Running if has_checkpoint => Phase::Preempted,
-            UnfinishedState::Queued | UnfinishedState::Returned | UnfinishedState::Running => Phase::Queued,
-        };
-        self.ledger.insert(Task {
-            started_ms,
-            phase,
-            retries,
-            memory_deaths,
-            was_stopped_by_memory: by_memory || memory_deaths > 0,
-            attempts: attempts.clone(),
-            preemptions,
-            has_checkpoint,
-            ..Task::accepted(id, spec, Now { wall_ms: created_ms, ..self.now })
-        });
-        if is_cancelled {
+    fn restore_one(&mut self, left: Unfinished) {
+        let task = left.task(self.now);
+        let (id, priority, max_retries) = (task.id, task.spec.priority, task.spec.max_retries);
+        let (retries, has_checkpoint) = (task.retries, task.has_checkpoint);
+        self.ledger.insert(task);
+        if left.is_cancelled {
             return self.finish(id, Outcome::Cancelled, None);
         }
-        if let Some(why) = lost {
+        if let Some(why) = left.lost {
             let message = format!("its payload is lost, {why}: submit the task again");
             return self.fail_attempt(id, Failure::new(FailureCode::SpawnFailed, message), false, None);
         }
-        match state {
+        match left.state {
             UnfinishedState::Queued => self.queue.push(priority, id),
             UnfinishedState::Returned | UnfinishedState::Preempted => {
                 self.queue.put_back(priority, id, |other| id < other);
             }
-            UnfinishedState::Running if has_checkpoint => {
-                self.queue.put_back(priority, id, |other| id < other);
-                self.actions.push(Action::Record(Record::Returned {
-                    task: id,
-                    retries,
-                    memory_deaths,
-                    by_memory,
-                    preemptions,
-                    preempted: true,
-                    attempts,
-                }));
-            }
+            UnfinishedState::Running if has_checkpoint => self.put_back(id),
             UnfinishedState::Running => {
                 let message = if retries < max_retries {
                     "the daemon ended while the task ran"
