@@ -42,8 +42,9 @@ impl Aside {
     pub(super) fn create(target: PathBuf, fsync: bool) -> io::Result<Aside> {
         let path = target.with_extension("tmp");
         let mut options = OpenOptions::new();
-        // Not through a link, which would have another file emptied.
-        options.write(true).create(true).truncate(true).mode(FILE_MODE).custom_flags(libc::O_NOFOLLOW);
+        // Not through a link, which would have another file emptied, nor waiting for who reads a pipe.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        options.write(true).create(true).truncate(true).mode(FILE_MODE).custom_flags(flags);
         let file = options.open(&path)?;
         let name = TemporaryName { path, is_kept: false };
         Ok(Aside { file, name, target, bytes: 0, crc: crc32fast::Hasher::new(), fsync })

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -48,8 +48,16 @@ pub(super) struct Damaged {
 }
 
 impl Damaged {
+    /// What stands in the folder's place and is none is the first that goes into it.
     pub(super) fn new(root: &Path) -> Damaged {
-        Damaged { folder: root.join(DIRECTORY), found: Default::default(), last: AtomicU64::new(0) }
+        let damaged = Damaged { folder: root.join(DIRECTORY), found: Default::default(), last: AtomicU64::new(0) };
+        if !damaged.folder.is_dir()
+            && fs::symlink_metadata(&damaged.folder).is_ok()
+            && let Err(error) = damaged.make_way()
+        {
+            log::error!("{} is no directory, and cannot be moved: {error}", damaged.folder.display());
+        }
+        damaged
     }
 
     pub(super) fn found(&self, kind: DamageKind) -> u64 {
@@ -60,6 +68,22 @@ impl Damaged {
     pub(super) fn note(&self, kind: DamageKind, what: &str, reason: &str) {
         self.count(kind);
         log::warn!("{what} is damaged or lost: {reason}");
+    }
+
+    /// Where a file of the daemon's own comes to be there is none that is waited for or cannot be replaced.
+    pub(super) fn set_stranger_aside(&self, path: &Path) {
+        if fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            // On failure it is logged, and in the way.
+            let _ = self.set_aside(DamageKind::Layout, path, "a plain file has to be there");
+        }
+    }
+
+    /// Makes a directory unless there is one. What else stands there is set aside.
+    pub(super) fn make_directory(&self, path: &Path, mode: u32) -> io::Result<()> {
+        if !path.is_dir() && fs::symlink_metadata(path).is_ok() {
+            self.set_aside(DamageKind::Layout, path, "a directory has to be there")?;
+        }
+        DirBuilder::new().recursive(true).mode(mode).create(path)
     }
 
     /// Moves `path` into the folder. On failure it stays where it was, which is logged.
@@ -88,15 +112,21 @@ impl Damaged {
         reason: &str,
         take: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<()> {
+        let taken = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
         let target = self.free_name(kind, path);
-        let taken = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).and_then(|()| take(&target));
-        taken?;
+        taken.and_then(|()| take(&target))?;
         log::warn!("{} is damaged: {reason}; it is kept as {}", path.display(), target.display());
         if let Err(error) = sync_directory(&self.folder) {
             log::debug!("cannot sync {}: {error}", self.folder.display());
         }
         self.forget_oldest();
         Ok(())
+    }
+
+    fn make_way(&self) -> io::Result<()> {
+        let aside = self.folder.with_extension("tmp");
+        fs::rename(&self.folder, &aside)?;
+        self.set_aside(DamageKind::Layout, &aside, "a directory has to be there")
     }
 
     fn count(&self, kind: DamageKind) {
@@ -143,7 +173,6 @@ impl Damaged {
 
 /// Opens what should be a plain file and may be anything.
 pub(super) fn open_plain(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
     // Why: a pipe would be waited for, and a link leads out of the directory.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = File::options().read(true).custom_flags(flags).open(path)?;

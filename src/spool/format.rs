@@ -1,18 +1,20 @@
 //! The version of the directory's layout. A daemon reads its own and every older one, and refuses a newer one.
 
-use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use super::SpoolError;
 use super::aside::Aside;
-use super::damaged::{DamageKind, Damaged};
-use super::files::twice;
+use super::damaged::{DamageKind, Damaged, open_plain};
+use super::files::{Lost, twice};
 
 /// 2: checksums of payloads and results, sealed checkpoints, breakers, cancellations. kurultai-spool(5) has the history.
 pub(super) const CURRENT: u64 = 2;
 
 const NAME: &str = "format";
+
+/// Longer than any number.
+const TEXT_MAX: u64 = 40;
 
 /// What the directory says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,24 +28,21 @@ pub(super) enum Format {
 impl Format {
     pub(super) fn check(root: &Path, damaged: &Damaged) -> Result<Format, SpoolError> {
         let path = root.join(NAME);
-        let read = twice(|| fs::read_to_string(&path), |error| error.raw_os_error() == Some(libc::EIO));
-        let text = match read {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Format::Missing),
-            Err(error) if is_garbled(&error) => error.to_string(),
-            Err(source) => return Err(SpoolError::Io { what: "read", path, source }),
+        let has_stumbled = |lost: &Lost| matches!(lost, Lost::Unreadable(_));
+        let reason = match twice(|| read(&path).map_err(Lost::of), has_stumbled) {
+            Ok(text) => match text.trim().parse() {
+                Ok(CURRENT) => return Ok(Format::Current),
+                Ok(found) if found > CURRENT => return Err(SpoolError::Format { path: root.to_path_buf(), found }),
+                Ok(_) => return Ok(Format::Older),
+                Err(_) => format!("{text:?} is no number of a format"),
+            },
+            Err(Lost::Missing) => return Ok(Format::Missing),
+            Err(Lost::Unknown(source)) => return Err(SpoolError::Io { what: "read", path, source }),
+            Err(lost) => lost.to_string(),
         };
-        match text.trim().parse() {
-            Ok(CURRENT) => Ok(Format::Current),
-            Ok(found) if found > CURRENT => Err(SpoolError::Format { path: root.to_path_buf(), found }),
-            Ok(_) => Ok(Format::Older),
-            Err(_) => {
-                let reason = format!("{:?} is no number of a format", text.chars().take(40).collect::<String>());
-                // On failure it is replaced all the same: it says nothing.
-                let _ = damaged.set_aside(DamageKind::Layout, &path, &reason);
-                Ok(Format::Missing)
-            }
-        }
+        // On failure it is replaced all the same: it says nothing.
+        let _ = damaged.set_aside(DamageKind::Layout, &path, &reason);
+        Ok(Format::Missing)
     }
 
     /// Says that the directory has this daemon's format.
@@ -59,8 +58,9 @@ impl Format {
     }
 }
 
-/// It is there and is not what a daemon wrote.
-fn is_garbled(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory)
-        || error.raw_os_error() == Some(libc::EIO)
+/// The start of the file; what is no text in it is shown as such.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = Vec::new();
+    open_plain(path)?.take(TEXT_MAX).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }

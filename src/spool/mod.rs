@@ -91,14 +91,15 @@ impl Spool {
         let files = Files::open(root, fsync).map_err(failed("prepare"))?;
         let format = Format::check(root, files.damaged())?;
         let (replay, mut read) = Journal::read(root, files.damaged()).map_err(failed("read the journal in"))?;
-        let with_files = files.tasks_with_files();
-        if read.is_missing && format != Format::Missing && !with_files.is_empty() {
+        let found = files.look_through();
+        if read.is_missing && !found.tasks.is_empty() {
             files.damaged().note(DamageKind::Journal, "the journal", &Lost::Missing.to_string());
             read.damaged_lines = 1;
         }
         let mut restored = replay.restored();
         restored.damaged_lines = read.damaged_lines;
-        replay::reconcile(&mut restored, &files, &with_files);
+        restored.next_task = read.next_number(restored.next_task, &found.tasks);
+        replay::reconcile(&mut restored, &files, &found);
         let mut spool = Spool {
             journal: None,
             ids: TaskIds(Arc::new(AtomicU64::new(restored.next_task))),
@@ -173,9 +174,12 @@ impl Spool {
 fn lock(root: &Path) -> Result<File, SpoolError> {
     let path = root.join("lock");
     let failed = |source| SpoolError::Io { what: "open", path: path.clone(), source };
-    let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    // Why: a pipe of that name would be waited for.
+    let mut options = OpenOptions::new();
+    options.custom_flags(libc::O_NONBLOCK);
+    let opened = options.clone().create(true).append(true).mode(0o600).open(&path);
     // Why: a file system that has become read-only, or a directory of that name, is no reason not to start.
-    let file = opened.or_else(|error| File::open(&path).map_err(|_| error)).map_err(failed)?;
+    let file = opened.or_else(|error| options.read(true).open(&path).map_err(|_| error)).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(SpoolError::InUse { path: root.to_path_buf() }),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::files::Files;
+use super::files::{Files, Found};
 use crate::core::breaker::BreakerMemory;
 use crate::core::event::Record;
 use crate::core::ids::{AgentName, TaskId};
@@ -116,9 +116,7 @@ impl Replay {
 
 /// Holds the records against the files: only a whole payload, checkpoint or result counts, and files of tasks that nobody
 /// knows are removed, or set aside if it is the journal's fault.
-///
-/// `with_files`: the tasks that have a file of any kind.
-pub(super) fn reconcile(restored: &mut Restored, files: &Files, with_files: &[TaskId]) {
+pub(super) fn reconcile(restored: &mut Restored, files: &Files, found: &Found) {
     for task in &mut restored.unfinished {
         if let Payload::File(stored) = task.spec.payload
             && let Err(lost) = files.check_payload(task.id, stored)
@@ -133,7 +131,9 @@ pub(super) fn reconcile(restored: &mut Restored, files: &Files, with_files: &[Ta
     for (task, stored) in &results {
         files.look_at_result(*task, *stored);
     }
-    for &task in with_files {
+    // What was to be read is out of the way already.
+    found.strangers.iter().for_each(|path| files.damaged().set_stranger_aside(path));
+    for &task in &found.tasks {
         let known = unfinished.binary_search_by_key(&task, |known| known.id).ok().map(|place| &unfinished[place]);
         match known {
             Some(known) => {
