@@ -4,56 +4,10 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use common::{Daemon, Footprint, Home, MIB, Response, metric, run, soon, worker};
+use common::{Daemon, Footprint, Home, MIB, Response, SmallDisk, limit, metric, mount, run, soon, text, worker};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-/// A file system of its own, as small as is asked for, where the user of the tests may mount one.
-struct SmallDisk {
-    dir: TempDir,
-}
-
-impl SmallDisk {
-    fn mount(options: &str) -> Option<SmallDisk> {
-        let disk = SmallDisk { dir: TempDir::with_prefix("kurultai-disk-").expect("a temporary directory") };
-        mount(&["-t", "tmpfs", "-o", options, "tmpfs", text(disk.path())]).then_some(disk)
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// Writes until there is no room for another page.
-    fn fill(&self) -> PathBuf {
-        use std::io::Write;
-        let path = self.path().join("ballast");
-        let mut file = fs::File::create(&path).expect("there is room for an empty file");
-        while file.write_all(&[0; 4096]).is_ok() {}
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        run("umount", ["--lazy", text(self.path())], b"");
-    }
-}
-
-fn mount(arguments: &[&str]) -> bool {
-    run("mount", arguments, b"").status == Some(0)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path of ours is text")
-}
-
-/// A soft limit of the daemon, as prlimit(1) says it; the hard one stays, so that it can be raised again.
-#[track_caller]
-fn limit(daemon: &Daemon, what: &str) {
-    run("prlimit", ["--pid", &daemon.pid().to_string(), what], b"").expect(0);
-}
 
 /// `waiter` waits for the file `go` of the home and gives 100,000 bytes.
 fn agents(home: &Home) -> String {
@@ -184,6 +138,7 @@ fn on_a_full_disk_what_was_accepted_ends_and_after_it_nothing_is_missing() {
         (&json!("failed"), &json!("agent_failed"), &json!(1))
     );
     assert!(message.contains("cannot store the result: No space left") && message.contains("make room"), "{message}");
+    assert_eq!(entries(&disk.path().join("results")), 0, "nothing of it is left");
     // Who starts then runs again after a crash, for nobody knows of it.
     for id in &accepted {
         assert_eq!(daemon.task(id)["state"], "queued", "{id}");

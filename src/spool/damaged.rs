@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,6 +63,22 @@ impl Damaged {
         log::warn!("{what} is damaged or lost: {reason}");
     }
 
+    /// Where a file of the daemon's own comes to be there is none that is waited for or cannot be replaced.
+    pub(super) fn set_stranger_aside(&self, path: &Path) {
+        if fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            // On failure it is logged, and in the way.
+            let _ = self.set_aside(DamageKind::Layout, path, "a plain file has to be there");
+        }
+    }
+
+    /// Makes a directory unless there is one. What else stands there is set aside.
+    pub(super) fn make_directory(&self, path: &Path, mode: u32) -> io::Result<()> {
+        if !path.is_dir() && fs::symlink_metadata(path).is_ok() {
+            self.set_aside(DamageKind::Layout, path, "a directory has to be there")?;
+        }
+        DirBuilder::new().recursive(true).mode(mode).create(path)
+    }
+
     /// Moves `path` into the folder. On failure it stays where it was, which is logged.
     pub(super) fn set_aside(&self, kind: DamageKind, path: &Path, reason: &str) -> io::Result<()> {
         self.count(kind);
@@ -92,8 +108,8 @@ impl Damaged {
         reason: &str,
         take: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<()> {
-        let target = self.free_name(kind, path);
         self.make_folder()?;
+        let target = self.free_name(kind, path);
         take(&target)?;
         log::warn!("{} is damaged: {reason}; it is kept as {}", path.display(), target.display());
         if let Err(error) = sync_directory(&self.folder) {
@@ -107,20 +123,24 @@ impl Damaged {
         self.found[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// What stands in the folder's place and is none goes into it.
     fn make_folder(&self) -> io::Result<()> {
-        if fs::symlink_metadata(&self.folder).is_ok() && !self.folder.is_dir() {
-            let number =
-                (1_u32..).find(|number| fs::symlink_metadata(self.folder.with_extension(number.to_string())).is_err());
-            fs::rename(&self.folder, self.folder.with_extension(number.unwrap_or_default().to_string()))?;
+        let stranger = self.folder.with_extension("tmp");
+        let is_taken = fs::symlink_metadata(&self.folder).is_ok() && !self.folder.is_dir();
+        if is_taken {
+            fs::rename(&self.folder, &stranger)?;
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+        if is_taken { self.set_aside(DamageKind::Layout, &stranger, "a directory has to be there") } else { Ok(()) }
     }
 
     /// The tasks of which something is kept.
     pub(super) fn tasks(&self) -> Vec<TaskId> {
         let Ok(entries) = fs::read_dir(&self.folder) else { return Vec::new() };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        names.filter_map(|name| name.split_once('-')?.1.split('.').next()?.parse().ok()).collect()
+        let task = |name: String| name.split_once('-')?.1.split('.').next()?.parse().ok();
+        // No daemon has got so far: somebody else's.
+        names.filter_map(task).filter(|task: &TaskId| task.0 < u64::MAX / 2).collect()
     }
 
     /// `KIND-NAME.N`, which nothing is called yet.
@@ -163,7 +183,6 @@ impl Damaged {
 
 /// Opens what should be a plain file and may be anything.
 pub(super) fn open_plain(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
     // Why: a pipe would be waited for, and a link leads out of the directory.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = File::options().read(true).custom_flags(flags).open(path)?;

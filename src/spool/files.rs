@@ -1,11 +1,11 @@
 //! The files of one task: payload, checkpoint, result. Any thread may use it; names follow from the task's id, so two
 //! tasks never share a file.
 
-use std::fs::{self, DirBuilder, File};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::aside::Aside;
 use super::damaged::{DamageKind, Damaged, open_plain};
@@ -33,6 +33,17 @@ struct Inner {
     root: PathBuf,
     fsync: bool,
     damaged: Damaged,
+    /// Why the results of these tasks are lost, so that each is told and counted once. Whoever reads results finds them.
+    lost_results: Mutex<BTreeMap<TaskId, String>>,
+}
+
+/// What the directories hold.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// They have a file of any kind; in order.
+    pub tasks: Vec<TaskId>,
+    /// What has the name of such a file and is none.
+    pub strangers: Vec<PathBuf>,
 }
 
 /// Why a file of the spool does not hold what was put there.
@@ -50,6 +61,9 @@ pub enum Lost {
     Torn(String),
     #[error("the disk cannot read it: {0}")]
     Unreadable(io::Error),
+    /// It was found so before, and is told again.
+    #[error("{0}")]
+    Before(String),
     /// It may be there: the daemon has no right or no descriptor to see.
     #[error("{0}")]
     Unknown(io::Error),
@@ -80,14 +94,11 @@ impl Files {
 
     pub(super) fn with(root: &Path, fsync: bool, damaged: Damaged) -> io::Result<Files> {
         for name in [PAYLOADS, CHECKPOINTS, RESULTS] {
-            let path = root.join(name);
-            // A link to a directory is an operator's wish.
-            if fs::symlink_metadata(&path).is_ok() && !path.is_dir() {
-                damaged.set_aside(DamageKind::Layout, &path, "a directory has to be there")?;
-            }
-            DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&path)?;
+            damaged.make_directory(&root.join(name), DIRECTORY_MODE)?;
         }
-        Ok(Files(Arc::new(Inner { root: root.to_path_buf(), fsync, damaged })))
+        // What the journal and the format are written to first.
+        ["journal.tmp", "format.tmp"].iter().for_each(|name| damaged.set_stranger_aside(&root.join(name)));
+        Ok(Files(Arc::new(Inner { root: root.to_path_buf(), fsync, damaged, lost_results: Mutex::default() })))
     }
 
     pub fn payload_path(&self, task: TaskId) -> PathBuf {
@@ -124,21 +135,36 @@ impl Files {
     ///
     /// What is wrong with it. It is set aside if it was damaged.
     pub fn open_result(&self, task: TaskId, stored: Stored) -> Result<File, Lost> {
-        let path = self.result_path(task);
-        check(&path, stored).inspect_err(|lost| {
+        if let Some(reason) = self.lost_results().get(&task) {
+            return Err(Lost::Before(reason.clone()));
+        }
+        check(&self.result_path(task), stored).inspect_err(|lost| {
             // Why not one that is missing: it may have been forgotten since the caller heard of it.
             if !matches!(lost, Lost::Missing) {
-                self.lose(DamageKind::Result, &path, lost);
+                self.lose_result(task, lost);
             }
         })
     }
 
     /// Whether the file of a result is there and as long as it has to be. Cheaper than reading it.
     pub(super) fn look_at_result(&self, task: TaskId, stored: Stored) {
-        let path = self.result_path(task);
-        if let Err(lost) = check(&path, Stored::unchecked(stored.bytes)) {
-            self.lose(DamageKind::Result, &path, &lost);
+        if let Err(lost) = check(&self.result_path(task), Stored::unchecked(stored.bytes)) {
+            self.lose_result(task, &lost);
         }
+    }
+
+    fn lose_result(&self, task: TaskId, lost: &Lost) {
+        if matches!(lost, Lost::Unknown(_)) {
+            return;
+        }
+        // Of two who read it at once, one.
+        if self.lost_results().insert(task, lost.to_string()).is_none() {
+            self.lose(DamageKind::Result, &self.result_path(task), lost);
+        }
+    }
+
+    fn lost_results(&self) -> std::sync::MutexGuard<'_, BTreeMap<TaskId, String>> {
+        self.0.lost_results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the payload is what was accepted.
@@ -214,6 +240,7 @@ impl Files {
         let path = self.result_path(task);
         remove(&path.with_extension("tmp"));
         remove(&path);
+        self.lost_results().remove(&task);
     }
 
     /// How often a file of this kind was found damaged since the start.
@@ -234,10 +261,10 @@ impl Files {
         &self.0.root
     }
 
-    /// The tasks that have a file of any kind, for clearing away what no task owns any more. What was being written
-    /// when the last daemon ended is nobody's, and removed; what is not the daemon's is let alone.
-    pub(super) fn tasks_with_files(&self) -> Vec<TaskId> {
-        let mut tasks = Vec::new();
+    /// What there is, for clearing away what no task owns any more. What was being written when the last daemon ended is
+    /// nobody's, and removed; what is not the daemon's is let alone.
+    pub(super) fn look_through(&self) -> Found {
+        let mut found = Found::default();
         for name in [PAYLOADS, CHECKPOINTS, RESULTS] {
             let folder = self.0.root.join(name);
             let entries = fs::read_dir(&folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
@@ -246,21 +273,26 @@ impl Files {
                 Vec::new()
             });
             for entry in entries {
+                let is_plain = entry.file_type().is_ok_and(|kind| kind.is_file());
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
                 let (stem, extension) = name.split_once('.').map_or((&*name, None), |(stem, rest)| (stem, Some(rest)));
                 match (stem.parse::<TaskId>(), extension) {
-                    (Ok(_), Some("tmp")) => remove(&entry.path()),
-                    (Ok(task), None | Some(LATEST)) => tasks.push(task),
+                    (Ok(_), Some("tmp")) if is_plain => remove(&entry.path()),
+                    (Ok(_), Some("tmp")) => self.damaged().set_stranger_aside(&entry.path()),
+                    (Ok(task), None | Some(LATEST)) => {
+                        found.tasks.push(task);
+                        found.strangers.extend((!is_plain).then(|| entry.path()));
+                    }
                     (Ok(_), Some(_)) | (Err(_), _) => {
                         log::warn!("{} is no file of the spool; it is let alone", entry.path().display());
                     }
                 }
             }
         }
-        tasks.sort_unstable();
-        tasks.dedup();
-        tasks
+        found.tasks.sort_unstable();
+        found.tasks.dedup();
+        found
     }
 
     /// Moves all that this task has out of the way: the journal that knew it is damaged.
@@ -295,7 +327,7 @@ impl Files {
             Lost::NotPlain | Lost::Length { .. } | Lost::Checksum { .. } | Lost::Torn(_) | Lost::Unreadable(_) => {
                 self.set_aside(kind, path, &lost.to_string());
             }
-            Lost::Unknown(_) => {}
+            Lost::Before(_) | Lost::Unknown(_) => {}
         }
     }
 

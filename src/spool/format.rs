@@ -13,8 +13,8 @@ pub(super) const CURRENT: u64 = 2;
 
 const NAME: &str = "format";
 
-/// More than any number has.
-const LENGTH_MAX: u64 = 40;
+/// Longer than any number.
+const TEXT_MAX: u64 = 40;
 
 /// What the directory says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,23 +28,20 @@ pub(super) enum Format {
 impl Format {
     pub(super) fn check(root: &Path, damaged: &Damaged) -> Result<Format, SpoolError> {
         let path = root.join(NAME);
-        let text = match twice(|| read(&path), Lost::may_pass) {
-            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+        let reason = match twice(|| read(&path).map_err(Lost::of), Lost::may_pass) {
+            Ok(text) => match text.trim().parse() {
+                Ok(CURRENT) => return Ok(Format::Current),
+                Ok(found) if found > CURRENT => return Err(SpoolError::Format { path: root.to_path_buf(), found }),
+                Ok(_) => return Ok(Format::Older),
+                Err(_) => format!("{text:?} is no number of a format"),
+            },
             Err(Lost::Missing) => return Ok(Format::Missing),
             Err(Lost::Unknown(source)) => return Err(SpoolError::Io { what: "read", path, source }),
             Err(lost) => lost.to_string(),
         };
-        match text.trim().parse() {
-            Ok(CURRENT) => Ok(Format::Current),
-            Ok(found) if found > CURRENT => Err(SpoolError::Format { path: root.to_path_buf(), found }),
-            Ok(_) => Ok(Format::Older),
-            Err(_) => {
-                let reason = format!("{text:?} is no number of a format");
-                // On failure it is replaced all the same: it says nothing.
-                let _ = damaged.set_aside(DamageKind::Layout, &path, &reason);
-                Ok(Format::Missing)
-            }
-        }
+        // On failure it is replaced all the same: it says nothing.
+        let _ = damaged.set_aside(DamageKind::Layout, &path, &reason);
+        Ok(Format::Missing)
     }
 
     /// Says that the directory has this daemon's format.
@@ -60,8 +57,9 @@ impl Format {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Lost> {
+/// The start of the file; what is no text in it is shown as such.
+fn read(path: &Path) -> io::Result<String> {
     let mut text = Vec::new();
-    let read = open_plain(path).and_then(|file| file.take(LENGTH_MAX).read_to_end(&mut text));
-    read.map(|_| text).map_err(Lost::of)
+    open_plain(path)?.take(TEXT_MAX).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }

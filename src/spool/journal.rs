@@ -11,12 +11,16 @@ use super::record::Line;
 use super::replay::Replay;
 use super::sealed::{unseal, write_line};
 use crate::core::event::Record;
+use crate::core::ids::TaskId;
 use crate::core::task::Stored;
 
 pub(super) const NAME: &str = "journal";
 
 /// A line longer than any a daemon writes: a payload and a failure's texts are bounded.
 const LINE_MAX: u64 = 256 * 1024;
+
+/// A line that accepts a task has more bytes than this.
+const ACCEPTED_MIN: u64 = 128;
 
 /// Damaged lines that are told one by one.
 const TOLD_MAX: usize = 20;
@@ -44,9 +48,23 @@ pub(super) struct Read {
     has_stumbled: bool,
     /// Of the first lines.
     reasons: Vec<String>,
+    /// How long its damaged lines are.
+    damaged_bytes: u64,
+    /// It says where numbers begin, as every journal does first.
+    has_begun: bool,
 }
 
 impl Read {
+    /// The first number that no task can have been given, if `known` is the first of which no whole line speaks.
+    pub(super) fn next_number(&self, known: u64, with_files: &[TaskId]) -> u64 {
+        if self.damaged_lines == 0 {
+            return known;
+        }
+        // Half of all there are: what a stranger called a file does not use up the rest.
+        let last = with_files.iter().map(|task| task.0).filter(|task| *task < u64::MAX / 2).max();
+        known.max(last.map_or(0, |last| last + 1)) + self.damaged_bytes / ACCEPTED_MIN
+    }
+
     fn damage(&mut self, reason: String) {
         self.damaged_lines += 1;
         self.is_to_be_kept = true;
@@ -95,9 +113,13 @@ impl Journal {
                 Ok(0) => break,
                 Ok(_) => {
                     let is_cut = line.len() as u64 == LINE_MAX;
-                    let taken =
-                        if is_cut { Err("it is longer than any line".to_owned()) } else { take(&line, &mut replay) };
+                    let taken = if is_cut {
+                        Err("it is longer than any line".to_owned())
+                    } else {
+                        take(&line, &mut replay, &mut read)
+                    };
                     if let Err(reason) = taken {
+                        read.damaged_bytes += line.len() as u64;
                         read.damage(format!("line {number}: {reason}"));
                     }
                 }
@@ -107,6 +129,9 @@ impl Journal {
                     break;
                 }
             }
+        }
+        if !read.has_begun && read.damaged_lines == 0 {
+            read.damage("it does not say where numbers begin".to_string());
         }
         Ok((replay, read))
     }
@@ -159,9 +184,12 @@ impl Journal {
 }
 
 /// What a line says is added to the rest.
-fn take(line: &[u8], replay: &mut Replay) -> Result<(), String> {
+fn take(line: &[u8], replay: &mut Replay, read: &mut Read) -> Result<(), String> {
     match serde_json::from_slice(unseal(line)?).map_err(|error| error.to_string())? {
-        Line::Begin { next } => replay.numbers_begin_at(next),
+        Line::Begin { next } => {
+            read.has_begun = true;
+            replay.numbers_begin_at(next);
+        }
         line => replay.take(line.into_record().map_err(|error| error.to_string())?),
     }
     Ok(())

@@ -92,21 +92,20 @@ impl Spool {
         let damaged = Damaged::new(root);
         // Why first: nothing is changed in a directory of the future.
         let format = Format::check(root, &damaged)?;
-        clear_temporary(root, &damaged);
         let files = Files::with(root, fsync, damaged).map_err(failed("prepare"))?;
         let (replay, mut read) = Journal::read(root, files.damaged()).map_err(failed("read the journal in"))?;
-        let with_files = files.tasks_with_files();
+        let found = files.look_through();
         // Files of tasks come after a journal.
-        if read.is_missing && !with_files.is_empty() {
+        if read.is_missing && !found.tasks.is_empty() {
             files.damaged().note(DamageKind::Journal, "the journal", &Lost::Missing.to_string());
             read.damaged_lines = 1;
         }
         let mut restored = replay.restored();
         restored.damaged_lines = read.damaged_lines;
-        // A lost journal does not give a number out again that somebody may still ask about.
-        let numbers = with_files.iter().copied().chain(files.damaged().tasks()).map(|task| task.0 + 1);
-        restored.next_task = numbers.chain([restored.next_task]).max().unwrap_or(1);
-        replay::reconcile(&mut restored, &files, &with_files)?;
+        // Nor is a number given out again of which something was set aside.
+        let aside = files.damaged().tasks().into_iter().map(|task| task.0.saturating_add(1)).max().unwrap_or(1);
+        restored.next_task = read.next_number(restored.next_task, &found.tasks).max(aside);
+        replay::reconcile(&mut restored, &files, &found)?;
         let mut spool = Spool {
             journal: None,
             ids: TaskIds(Arc::new(AtomicU64::new(restored.next_task))),
@@ -175,17 +174,6 @@ impl Spool {
 
     fn journal_error(&self, what: &'static str, source: io::Error) -> SpoolError {
         SpoolError::Io { what, path: self.files.root().join(journal::NAME), source }
-    }
-}
-
-/// What the daemon writes aside has to be a plain file.
-fn clear_temporary(root: &Path, damaged: &Damaged) {
-    for name in ["journal.tmp", "format.tmp"] {
-        let path = root.join(name);
-        if std::fs::symlink_metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
-            // On failure, the writing of it says so.
-            let _ = damaged.set_aside(DamageKind::Layout, &path, "it is no plain file");
-        }
     }
 }
 

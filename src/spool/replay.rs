@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::SpoolError;
-use super::files::{Files, Lost};
+use super::files::{Files, Found, Lost};
 use crate::core::breaker::{BreakerMemory, RememberedPhase};
 use crate::core::event::Record;
 use crate::core::ids::{AgentName, TaskId};
@@ -121,12 +121,10 @@ impl Replay {
 /// Holds the records against the files: only a whole payload, checkpoint or result counts, and files of tasks that nobody
 /// knows are removed, or set aside if it is the journal's fault.
 ///
-/// `with_files`: the tasks that have a file of any kind.
-///
 /// # Errors
 ///
 /// A payload that may be whole cannot be read, for want of a right or a descriptor.
-pub(super) fn reconcile(restored: &mut Restored, files: &Files, with_files: &[TaskId]) -> Result<(), SpoolError> {
+pub(super) fn reconcile(restored: &mut Restored, files: &Files, found: &Found) -> Result<(), SpoolError> {
     for task in &mut restored.unfinished {
         if let Payload::File(stored) = task.spec.payload
             && let Err(lost) = files.check_payload(task.id, stored)
@@ -146,7 +144,9 @@ pub(super) fn reconcile(restored: &mut Restored, files: &Files, with_files: &[Ta
     for (task, stored) in &results {
         files.look_at_result(*task, *stored);
     }
-    for &task in with_files {
+    // What was to be read is out of the way already.
+    found.strangers.iter().for_each(|path| files.damaged().set_stranger_aside(path));
+    for &task in &found.tasks {
         let known = unfinished.binary_search_by_key(&task, |known| known.id).ok().map(|place| &unfinished[place]);
         match known {
             Some(known) => {

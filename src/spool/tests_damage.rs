@@ -117,12 +117,15 @@ fn a_result_that_is_not_what_was_written_is_not_given_out() {
             }
             let files = spool.files();
             let lost = files.open_result(TaskId(1), stored(&task)).expect_err(ruin).to_string();
-            let is_moved = ruin != "garbled" && !while_running;
-            assert!(lost.contains(if is_moved { "missing" } else { reason }), "{ruin}: {lost}");
+            assert!(lost.contains(if ruin == "gone" && while_running { "missing" } else { reason }), "{ruin}: {lost}");
+            let again = files.open_result(TaskId(1), stored(&task)).expect_err(ruin).to_string();
             // It may have been forgotten since somebody heard of it.
-            let is_none = ruin == "gone" && while_running;
-            assert_eq!(files.found_damaged(DamageKind::Result) == 0, is_none, "{ruin}");
-            assert!(files.open_result(TaskId(1), stored(&task)).is_err(), "{ruin}: still");
+            let count = u64::from(!(ruin == "gone" && while_running));
+            assert_eq!(
+                (again, files.found_damaged(DamageKind::Result)),
+                (lost, count),
+                "{ruin}: told again, counted once"
+            );
         }
     }
 }
@@ -160,7 +163,8 @@ fn the_newest_whole_checkpoint_counts() {
 
 #[test]
 fn whatever_stands_in_a_place_of_the_spool_it_opens_and_nothing_is_overwritten() {
-    let places = ["journal", "format", "payloads", "checkpoints", "results", "lock", "journal.tmp", "format.tmp"];
+    let folders = ["payloads", "checkpoints", "results"];
+    let places = [&folders[..], &["journal", "format", "lock", "journal.tmp", "format.tmp"]].concat();
     for place in places {
         for (kind, make) in [
             ("an empty file", (|path| fs::write(path, b"").expect("written")) as fn(&Path)),
@@ -169,8 +173,8 @@ fn whatever_stands_in_a_place_of_the_spool_it_opens_and_nothing_is_overwritten()
             ("a link to nowhere", |path| symlink("nowhere", path).expect("made")),
             ("a pipe", |path| crate::sys::file::make_pipe(path).expect("made")),
         ] {
-            let is_folder = ["payloads", "checkpoints", "results"].contains(&place);
-            if is_folder && kind == "a directory" {
+            // Where a directory belongs.
+            if kind == "a directory" && folders.contains(&place) {
                 continue;
             }
             let root = tempfile::tempdir().expect("a directory");
@@ -182,12 +186,9 @@ fn whatever_stands_in_a_place_of_the_spool_it_opens_and_nothing_is_overwritten()
             spool.files().create_payload(TaskId(1)).expect("created").commit().expect("committed");
             let found: u64 = DamageKind::ALL.into_iter().map(|kind| spool.files().found_damaged(kind)).sum();
             drop(spool);
-            let is_plain = matches!(kind, "an empty file" | "garbage");
-            let is_nothing = match place {
-                "lock" => true,
-                "journal" => kind == "an empty file",
-                _ => is_plain && place.ends_with(".tmp"),
-            };
+            // A file of that name is one that was being written, made anew each time.
+            let is_file = kind == "an empty file" || kind == "garbage";
+            let is_nothing = place == "lock" || (place.ends_with(".tmp") && is_file);
             assert_eq!(found, u64::from(!is_nothing), "{kind} as {place}");
             let kept = fs::read_dir(root.path().join("damaged")).map_or(0, Iterator::count);
             assert_eq!(kept as u64, found, "{kind} as {place}");
@@ -204,7 +205,6 @@ fn files_that_are_not_the_daemon_s_are_let_alone() {
     for name in foreign {
         fs::write(root.path().join(name), b"mine").expect("written");
     }
-    fs::create_dir(root.path().join("results/t-9")).expect("made");
     drop(open(root.path(), true));
     for name in foreign {
         assert_eq!(fs::read(root.path().join(name)).expect("there"), b"mine", "{name}");
@@ -230,8 +230,51 @@ fn damage_is_kept_though_something_else_stands_in_its_place() {
     fs::write(root.path().join("journal"), "garbage\n").expect("written");
     let (_spool, restored) = open(root.path(), true);
     assert_eq!((restored.trouble, restored.damaged_lines), (None, 1));
-    assert_eq!(fs::read(root.path().join("damaged.1")).expect("kept"), b"mine");
-    assert_eq!(fs::read(root.path().join("damaged/journal-journal.1")).expect("kept"), b"garbage\n");
+    let kept = |name: &str| fs::read(root.path().join("damaged").join(name)).expect("kept");
+    assert_eq!((kept("layout-damaged.tmp.1"), kept("journal-journal.2")), (b"mine".to_vec(), b"garbage\n".to_vec()));
+}
+
+#[test]
+fn what_stands_where_a_file_of_a_task_may_come_is_set_aside() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (mut spool, _) = open(root.path(), true);
+    spool.append([accepted(1, b"a")].iter()).expect("written");
+    drop(spool);
+    let names = ["results/t-1", "results/t-2", "payloads/t-2.tmp", "checkpoints/t-1.latest"];
+    names.iter().for_each(|name| fs::create_dir(root.path().join(name)).expect("made"));
+    let (spool, restored) = open(root.path(), true);
+    assert!(!restored.unfinished[0].has_checkpoint);
+    assert_eq!((spool.files().all_damaged(), spool.files().found_damaged(DamageKind::Layout)), (4, 3));
+    assert!(names.iter().all(|name| !root.path().join(name).exists()));
+}
+
+#[test]
+fn a_number_that_a_lost_line_may_have_given_out_is_not_given_out_again() {
+    let flip = |path: &Path| -> Vec<u8> { fs::read(path).expect("there").iter().map(|byte| byte ^ 1).collect() };
+    let ruins: [&dyn Fn(&Path); 3] =
+        [&|path| fs::remove_file(path).expect("there"), &|path| fs::write(path, b"").expect("written"), &|path| {
+            fs::write(path, flip(path)).expect("written")
+        }];
+    for ruin in ruins {
+        let root = tempfile::tempdir().expect("a directory");
+        let (mut spool, _) = open(root.path(), true);
+        for task in 1..=20 {
+            spool.append([payload(&spool, TaskId(task), b"x")].iter()).expect("written");
+        }
+        drop(spool);
+        ruin(&root.path().join("journal"));
+        let (spool, restored) = open(root.path(), true);
+        assert_eq!((restored.unfinished.len(), spool.files().found_damaged(DamageKind::Journal)), (0, 1));
+        assert!((21..200).contains(&restored.next_task), "{}", restored.next_task);
+    }
+    // No file tells of these.
+    let root = tempfile::tempdir().expect("a directory");
+    let (mut spool, _) = open(root.path(), true);
+    spool.append((1..=20).map(|task| accepted(task, b"")).collect::<Vec<_>>().iter()).expect("written");
+    drop(spool);
+    let path = root.path().join("journal");
+    fs::write(&path, fs::read_to_string(&path).expect("text").replace("accepted", "rejected")).expect("written");
+    assert!((21..200).contains(&open(root.path(), true).1.next_task));
 }
 
 #[test]

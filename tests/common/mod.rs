@@ -7,6 +7,7 @@
 
 mod config;
 mod daemon;
+mod disk;
 mod http;
 mod memory;
 mod outside;
@@ -15,6 +16,7 @@ mod wait;
 
 pub use config::{agent, bad_agent, repository, worker};
 pub use daemon::{Daemon, Home};
+pub use disk::{FailingDisk, SmallDisk, limit, mount, text};
 pub use http::{Connection, Request, Response, free_port};
 pub use memory::{Ballast, MIB, Memory, ballast, leak, metric};
 pub use outside::{Ran, command, run, run_command, shell};
