@@ -1,5 +1,7 @@
 //! From the scheduler's answer to a reply: statuses and error codes of kurultai-api(7).
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::answer::{BYTES, Body, FilePart, JSON, Problem, Reply};
@@ -33,8 +35,13 @@ pub fn render(plan: Plan, answer: Answer, files: &Files) -> Rendered {
         (_, Answer::Submitted { view, is_duplicate }) => submitted(&view, is_duplicate),
         (_, Answer::Refused(refusal)) => refused(&refusal),
         (_, Answer::StorageFull { error, retry_after }) => {
-            let problem = Problem::new(503, "storage_full", format!("{error}; nothing was accepted: try again later"));
-            Problem { retry_after_s: Some(retry_after.as_secs().max(1)), ..problem }.into()
+            storage_full(format!("{error}; nothing was accepted: try again later"), retry_after)
+        }
+        (_, Answer::CancelUnwritten { error, retry_after }) => {
+            let message = format!(
+                "{error}; the task is cancelled, and runs all the same if the daemon ends before that is written"
+            );
+            storage_full(message, retry_after)
         }
         (_, Answer::Cancelled(answer, view)) => cancelled(answer, view.as_deref()),
         (Plan::Report, Answer::Breaker { answer: BreakerAnswer::Done, .. }) => Reply::bytes(204, JSON, Vec::new()),
@@ -154,6 +161,11 @@ fn refused(refusal: &Refusal) -> Reply {
     };
     let problem = Problem::new(status, refusal.code(), refusal.to_string());
     Problem { retry_after_s: refusal.retry_after().map(|wait| wait.as_secs().max(1)), ..problem }.into()
+}
+
+fn storage_full(message: String, retry_after: Duration) -> Reply {
+    let problem = Problem::new(503, "storage_full", message);
+    Problem { retry_after_s: Some(retry_after.as_secs().max(1)), ..problem }.into()
 }
 
 fn cancelled(answer: CancelAnswer, view: Option<&TaskView>) -> Reply {

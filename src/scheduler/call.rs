@@ -124,6 +124,11 @@ pub enum Answer {
         retry_after: Duration,
     },
     Cancelled(CancelAnswer, Option<Box<TaskView>>),
+    /// It is cancelled, and nobody would know of it after a crash.
+    CancelUnwritten {
+        error: String,
+        retry_after: Duration,
+    },
     Breaker {
         answer: BreakerAnswer,
         name: Arc<str>,

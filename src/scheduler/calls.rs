@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::call::{Answer, Call, Decision, Reply, Request, Status, Why};
 use super::waiting::Waiting;
 use super::{CALLER, Caller, NOBODY, Scheduler};
-use crate::core::event::{Answer as CoreAnswer, Event, Submission};
+use crate::core::event::{Answer as CoreAnswer, CancelAnswer, Event, Submission};
 use crate::core::ids::Ticket;
 
 impl<W: Send + 'static> Scheduler<W> {
@@ -116,7 +116,9 @@ impl<W: Send + 'static> Scheduler<W> {
                 Answer::Refused(refusal)
             }
             CoreAnswer::Cancelled(answer) => {
-                Answer::Cancelled(answer, caller.task.and_then(|task| self.core.task(task)).map(Box::new))
+                let view = caller.task.and_then(|task| self.core.task(task)).map(Box::new);
+                let unwritten = self.unwritten_cancel().filter(|_| answer == CancelAnswer::Accepted);
+                unwritten.unwrap_or(Answer::Cancelled(answer, view))
             }
             CoreAnswer::Breaker(answer) => {
                 let name = caller.breaker.unwrap_or_else(|| Arc::from(""));

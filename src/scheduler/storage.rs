@@ -184,6 +184,12 @@ impl<W: Send + 'static> Scheduler<W> {
         Some(Answer::StorageFull { error: trouble.error.clone(), retry_after: RETRY })
     }
 
+    /// As [`Scheduler::unwritten`], of a task that has just been cancelled.
+    pub(super) fn unwritten_cancel(&self) -> Option<Answer> {
+        let trouble = self.storage.journal.as_ref()?;
+        Some(Answer::CancelUnwritten { error: trouble.error.clone(), retry_after: RETRY })
+    }
+
     /// The core starts nothing while what starts cannot be written.
     pub(super) fn tell_journal_failed(&mut self, unstarted: Vec<(WorkerId, TaskId)>) {
         if self.storage.journal.is_some() && !self.storage.is_core_told {

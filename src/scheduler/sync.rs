@@ -11,6 +11,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::call::{Answer, Reply};
 use super::storage::RETRY;
+use crate::core::event::CancelAnswer;
 use crate::core::ids::{TaskId, WorkerId};
 use crate::spool::{Files, advice};
 
@@ -297,6 +298,9 @@ fn undurable<W>(reply: Reply<W>, error: &str) -> Reply<W> {
     match answer {
         Answer::Submitted { view, .. } if !view.state.is_terminal() => {
             Reply { waiter, answer: Answer::StorageFull { error: error.to_string(), retry_after: RETRY } }
+        }
+        Answer::Cancelled(CancelAnswer::Accepted, _) => {
+            Reply { waiter, answer: Answer::CancelUnwritten { error: error.to_string(), retry_after: RETRY } }
         }
         kept => Reply { waiter, answer: kept },
     }

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use super::state::*;
-use crate::common::{Daemon, FailingDisk, Home, SmallDisk, limit, soon, text};
+use crate::common::{Daemon, FailingDisk, Home, Request, SmallDisk, limit, soon, text};
 
 enum Disk {
     Small(SmallDisk),
@@ -59,6 +59,8 @@ struct RunOut {
     daemon: Daemon,
     running: String,
     queued: Vec<String>,
+    /// Cancelled when nobody would know of it after a crash.
+    cancelled: String,
 }
 
 impl RunOut {
@@ -90,16 +92,20 @@ impl RunOut {
             let why = daemon.get(&format!("/v1/tasks/{id}/why")).expect(200).json();
             assert_eq!((&why["state"], &why["waitsFor"]["reason"]), (&json!("queued"), &json!("storage")), "{why}");
         }
+        let cancelled = queued.pop().expect("some");
+        let answer = daemon.ask(&Request::new("DELETE", format!("/v1/tasks/{cancelled}")));
+        assert_eq!((answer.status, answer.error_code().as_str()), (503, "storage_full"), "{}", answer.text());
+        assert_eq!(daemon.task(&cancelled)["state"], "cancelled", "for now");
         for path in ["/health", "/v1/status"] {
             assert_eq!(daemon.get(path).expect(200).json()["storage"]["ok"], false, "{path}");
         }
         ran_once(daemon.home(), &[]);
-        RunOut { disk, daemon, running, queued }
+        RunOut { disk, daemon, running, queued, cancelled }
     }
 
     #[track_caller]
     fn goes_on(self) {
-        let RunOut { disk, daemon, running, queued } = self;
+        let RunOut { disk, daemon, running, queued, cancelled } = self;
         disk.repair(Some(&daemon));
         soon("it goes on by itself", || daemon.get("/v1/status").json()["storage"]["ok"] == true);
         for id in &queued {
@@ -109,6 +115,7 @@ impl RunOut {
         for id in queued.iter().chain([&running]) {
             assert_eq!(daemon.task(id)["state"], "completed", "{id} is remembered");
         }
+        assert_eq!(daemon.task(&cancelled)["state"], "cancelled", "and so is that");
         damage_is_told(&daemon, &[]);
         ran_once(&daemon.stop(), &queued);
     }
@@ -116,9 +123,11 @@ impl RunOut {
     /// Killed where it is; the disk is seen to before the next start.
     #[track_caller]
     fn dies(self) {
-        let RunOut { disk, daemon, running, queued } = self;
+        let RunOut { disk, daemon, running, mut queued, cancelled } = self;
         let home = daemon.kill();
         disk.repair(None);
+        // Whoever cancelled it was told so.
+        queued.push(cancelled);
         let daemon = home.start();
         for id in &queued {
             let task = daemon.finished(id);
