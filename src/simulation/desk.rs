@@ -176,7 +176,11 @@ impl Desk {
             self.spool.sync();
         }
         for (caller, answer) in self.unsynced.drain(..) {
-            let is_promise = matches!(&answer, Answer::Submitted { state, .. } if !state.is_terminal());
+            let is_promise = match &answer {
+                Answer::Submitted { state, .. } => !state.is_terminal(),
+                Answer::Cancelled(_, answer) => *answer == CancelAnswer::Accepted,
+                Answer::Refused(_) | Answer::StorageFull | Answer::Forgotten(_) | Answer::Breaker(_) => false,
+            };
             let answer = if works || !is_promise { answer } else { Answer::StorageFull };
             self.said.push(Said::Reply(caller, answer));
         }
@@ -338,6 +342,8 @@ impl Desk {
         let Request { caller, wait, task: asked } = self.caller.take()?;
         let answer = match answer {
             CoreAnswer::Submitted(Err(refusal)) => Answer::Refused(refusal),
+            // It is cancelled all the same.
+            CoreAnswer::Cancelled(CancelAnswer::Accepted) if self.trouble.is_some() => Answer::StorageFull,
             CoreAnswer::Cancelled(answer) => Answer::Cancelled(asked, answer),
             CoreAnswer::Breaker(answer) => Answer::Breaker(answer),
             CoreAnswer::Submitted(Ok(submission)) => {
