@@ -349,20 +349,16 @@ impl<W: Send + 'static> Scheduler<W> {
         let is_promise = |reply: &Reply<W>| {
             matches!(reply.answer, Answer::Submitted { .. } | Answer::Cancelled(CancelAnswer::Accepted, _))
         };
-        let unneeded = self.take_unneeded();
+        let waits = replies.iter().any(is_promise) || (has_records && !replies.is_empty());
+        let unneeded = if waits { self.take_unneeded() } else { Vec::new() };
         match &mut self.ports.syncer {
-            Some(syncer) if has_records && replies.is_empty() => {
-                self.unneeded.extend(unneeded);
-                syncer.sync_soon(self.clock.now());
-            }
-            Some(syncer) if has_records || replies.iter().any(is_promise) => syncer.release(replies, unneeded),
-            Some(_) => {
-                self.unneeded.extend(unneeded);
-                replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply));
-            }
+            Some(syncer) if waits => syncer.release(replies, unneeded),
+            Some(syncer) if has_records => syncer.sync_soon(self.clock.now()),
+            Some(_) => replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply)),
             None => {
-                unneeded.into_iter().for_each(|unneeded| unneeded.remove(&self.files));
                 replies.into_iter().for_each(|reply| send(&self.ports.replies_tx, reply));
+                self.unneeded.extend(unneeded);
+                self.remove_unneeded();
             }
         }
     }

@@ -138,7 +138,7 @@ impl<W: Send + 'static> Scheduler<W> {
         if self.storage.journal.is_some() { Vec::new() } else { std::mem::take(&mut self.unneeded) }
     }
 
-    fn remove_unneeded(&mut self) {
+    pub(super) fn remove_unneeded(&mut self) {
         for unneeded in self.take_unneeded() {
             unneeded.remove(&self.files);
         }
