@@ -142,7 +142,8 @@ impl Load {
     fn one_round(&mut self, random: &mut Random, ending: Ending, shared: &Shared) {
         let mut daemon = self.spawn();
         let before = shared.accepted.load(Ordering::Relaxed);
-        let wanted = random.below(30);
+        // One that is to drain has to be there first: before it listens, TERM just ends it.
+        let wanted = random.below(30).max(u64::from(ending == Ending::Drained));
         // A quarter of the kills hits the start.
         if ending == Ending::Drained || random.below(4) > 0 {
             until("there is load", || {
