@@ -247,7 +247,10 @@ impl<W: Send + 'static> Scheduler<W> {
         });
         match rewritten {
             Ok(()) => {
-                self.storage.journal = None;
+                if self.storage.journal.take().is_some() {
+                    // What was free then is no news.
+                    self.storage.looked_at = None;
+                }
                 self.remove_unneeded();
                 self.look_at_storage();
                 if std::mem::take(&mut self.storage.is_core_told) {
