@@ -282,3 +282,82 @@ fn without_descriptors_large_bodies_are_refused_and_with_them_all_is_as_before()
     holds_no_more(&daemon, before);
     daemon.stop();
 }
+
+#[test]
+fn without_inodes_new_tasks_are_refused_and_told_why() {
+    let Some(disk) = SmallDisk::mount("size=200m,nr_inodes=300") else {
+        // Without the right to mount, what can be had of it.
+        return the_journal_at_its_limit_refuses_and_recovers();
+    };
+    let daemon = start(&format!("[daemon]\nstate_dir = {:?}\n[spool]\nmin_free_mb = 1\n", text(disk.path())));
+    daemon.run_task("cat", json!("warm"));
+    let ballast = disk.path().join("ballast");
+    fs::create_dir(&ballast).expect("there is room");
+    let mut made = (0..).take_while(|number| fs::write(ballast.join(number.to_string()), "").is_ok()).count();
+    soon("it is noticed", || storage(&daemon)["ok"] == false);
+    let refused = daemon.submit(&json!({ "agent": "cat", "payload": "x" }));
+    is_refused(&refused);
+    assert!(refused.text().contains("inodes free"), "{}", refused.text());
+    while made > 0 {
+        made -= 1;
+        fs::remove_file(ballast.join(made.to_string())).expect("it was made");
+    }
+    soon("it is well again", || storage(&daemon)["ok"] == true);
+    assert_eq!(daemon.run_task("cat", json!("after"))["state"], "completed");
+    daemon.stop();
+}
+
+#[test]
+fn a_journal_that_is_removed_under_the_daemon_is_written_anew_before_anything_rests_on_it() {
+    for whole in [false, true] {
+        let daemon = start("");
+        let before = daemon.run_task("cat", json!("before"))["id"].as_str().expect("an id").to_owned();
+        let state = daemon.path().join("state");
+        if whole {
+            fs::rename(&state, daemon.path().join("moved")).expect("moved");
+            fs::create_dir(&state).expect("made");
+        } else {
+            fs::remove_file(state.join("journal")).expect("there");
+        }
+        soon("it is written anew", || {
+            storage(&daemon);
+            state.join("journal").exists()
+        });
+        let large = daemon.post("/v1/agents/cat/tasks", vec![b'x'; 5000]).expect(202).json()["id"].clone();
+        let large = large.as_str().expect("an id").to_owned();
+        assert_eq!(daemon.finished(&large)["resultBytes"], 5000, "whole: {whole}");
+        let daemon = daemon.kill().start();
+        for task in [before, large] {
+            assert_eq!(daemon.task(&task)["state"], "completed", "whole: {whole}");
+        }
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_payload_that_is_replaced_under_the_daemon_is_not_run_and_holds_nobody_up() {
+    let replace: [(&str, fn(&Path)); 3] = [
+        ("a pipe", |path| drop(run("mkfifo", [text(path)], b"").expect(0))),
+        ("shorter", |path| fs::write(path, "x").expect("written")),
+        ("gone", |_| {}),
+    ];
+    for (what, replace) in replace {
+        let daemon = start("[workers]\nmax = 1\n");
+        let running = daemon.accept("waiter", json!(1));
+        daemon.in_state(&running, &["running"]);
+        let queued = daemon.post("/v1/agents/cat/tasks", vec![b'x'; 5000]).expect(202).json()["id"].clone();
+        let queued = queued.as_str().expect("an id").to_owned();
+        let path = daemon.path().join("state/payloads").join(&queued);
+        fs::remove_file(&path).expect("it is there");
+        replace(&path);
+        go(&daemon);
+        let failed = daemon.finished(&queued);
+        assert_eq!(
+            (&failed["state"], &failed["error"]["code"]),
+            (&json!("failed"), &json!("spawn_failed")),
+            "{what}: {failed}"
+        );
+        assert_eq!(daemon.run_task("cat", json!("after"))["state"], "completed", "{what}");
+        daemon.stop();
+    }
+}

@@ -191,6 +191,11 @@ impl Core {
         self.breakers.get(name).map(|breaker| breaker.view(now.at))
     }
 
+    /// What is asked next is answered as of this moment, and not as of the last event.
+    pub fn look(&mut self, now: Now) {
+        self.now = now;
+    }
+
     /// The task this worker has.
     pub fn worker_task(&self, worker: WorkerId) -> Option<TaskId> {
         self.pool.get(worker)?.task()

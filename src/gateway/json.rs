@@ -20,9 +20,12 @@ use crate::scheduler::history::SLOT;
 /// A result nested deeper than this is not shown in the task object: handlers have small stacks.
 const DEPTH_MAX: usize = 32;
 
+/// The last moment RFC 3339 can name. Only a journal of somebody else's making goes beyond.
+const LAST_MS: u64 = 253_402_300_799_999;
+
 /// RFC 3339 in UTC with milliseconds.
 pub fn time(ms: u64) -> String {
-    let at = std::time::UNIX_EPOCH + Duration::from_millis(ms);
+    let at = std::time::UNIX_EPOCH + Duration::from_millis(ms.min(LAST_MS));
     humantime::format_rfc3339_millis(at).to_string()
 }
 

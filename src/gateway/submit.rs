@@ -138,10 +138,10 @@ pub fn raw_payload(kind: PayloadKind, body: &mut Body<'_>, task: TaskId, files: 
     if kind == PayloadKind::Json {
         let checked: Result<IgnoredAny, _> = match &payload {
             Payload::Inline(bytes) => serde_json::from_slice(bytes),
-            Payload::File(_) => {
-                let file = files.open_payload(task).map_err(|error| {
+            Payload::File(stored) => {
+                let file = files.open_payload(task, *stored).map_err(|lost| {
                     files.remove_inputs(task);
-                    unstored(&error)
+                    unstored(&std::io::Error::other(lost))
                 })?;
                 serde_json::from_reader(BufReader::with_capacity(16 * 1024, file))
             }

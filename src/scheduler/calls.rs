@@ -48,6 +48,8 @@ impl<W: Send + 'static> Scheduler<W> {
                 if matches!(query, Request::Status | Request::Overview { .. } | Request::Health | Request::Scrape) {
                     self.look_at_storage();
                 }
+                let now = self.now();
+                self.core.look(now);
                 let answer = self.query(query);
                 return self.reply(caller.waiter, answer);
             }

@@ -15,6 +15,7 @@ use crate::core::notice::Notice;
 use crate::core::task::Outcome;
 use crate::spool::{DamageKind, Files};
 use crate::sys;
+use crate::sys::file::Free;
 
 /// After a failed write, the whole journal is written anew at this interval until that works; and while the reserve is
 /// touched, the disk is looked at.
@@ -22,6 +23,9 @@ pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 /// Of two submissions within this time the second goes by what the first found.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A task makes a few files; a file system may have room and none left to make.
+const MIN_FREE_INODES: u64 = 64;
 
 /// How the disk of `daemon.state_dir` stands.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ pub(super) struct Storage {
 struct Trouble {
     error: String,
     retry_at: Duration,
+    /// Lines can still be added, though nobody may rest on them: the next daemon, after a kill, knows more by them.
+    takes_lines: bool,
 }
 
 impl Storage {
@@ -81,36 +87,43 @@ impl Storage {
         self.journal.as_ref().map(|trouble| &*trouble.error).or(self.low.as_deref())
     }
 
-    fn look(&mut self, now: Duration) {
+    /// Whether it was time to.
+    fn look(&mut self, now: Duration) -> bool {
         if self.looked_at.is_some_and(|at| now < at + LOOK_EVERY) {
-            return;
+            return false;
         }
         self.looked_at = Some(now);
         let root = self.files.root();
-        match sys::file::free_bytes(root) {
+        match sys::file::free(root) {
             Ok(free) => {
-                self.free_bytes = Some(free);
-                self.low = self.shortage(free);
+                self.free_bytes = Some(free.bytes);
+                self.low = self.shortage(&free);
             }
             Err(error) => {
                 log::debug!("cannot tell how much of {} is free: {error}", root.display());
                 self.free_bytes = None;
             }
         }
+        true
     }
 
     /// It begins below the reserve, and ends an eighth above it, so that it does not come and go with every task.
-    fn shortage(&self, free: u64) -> Option<String> {
+    fn shortage(&self, free: &Free) -> Option<String> {
         let min_free = self.min_free.load(Ordering::Relaxed);
-        let enough = if self.low.is_some() { min_free + min_free / 8 } else { min_free };
-        (free < enough).then(|| {
-            format!(
-                "{} has {} MiB free, with spool.min_free_mb = {} kept for the tasks that run: make room there, or lower it",
-                self.files.root().display(),
-                free >> 20,
-                min_free >> 20
-            )
-        })
+        let enough = |least: u64| if self.low.is_some() { least + least / 8 } else { least };
+        let root = self.files.root().display();
+        if free.bytes < enough(min_free) {
+            let (free, min_free) = (free.bytes >> 20, min_free >> 20);
+            return Some(format!(
+                "{root} has {free} MiB free, with spool.min_free_mb = {min_free} kept for the tasks that run: make room \
+                 there, or lower it"
+            ));
+        }
+        let inodes = free.inodes.filter(|inodes| min_free > 0 && *inodes < enough(MIN_FREE_INODES))?;
+        Some(format!(
+            "the file system of {root} has {inodes} inodes free, with {MIN_FREE_INODES} kept for the tasks that run: \
+             remove files there"
+        ))
     }
 }
 
@@ -125,12 +138,7 @@ impl<W: Send + 'static> Scheduler<W> {
     }
 
     pub(super) fn clear_result(&mut self, task: TaskId) {
-        if self.storage.journal.is_some() {
-            // Why at once: the room may be what the journal wants. Whoever reads the old one forgets it by its age.
-            self.files.remove_result(task);
-        } else {
-            self.unneeded.push(Unneeded::Result(task));
-        }
+        self.unneeded.push(Unneeded::Result(task));
     }
 
     /// The files that may go once all that has been written is on the disk; none while something could not be.
@@ -156,18 +164,23 @@ impl<W: Send + 'static> Scheduler<W> {
             | Action::Drained => None,
         });
         let Some(first) = records.next() else { return false };
-        if self.storage.journal.is_some() {
+        let written = match &self.storage.journal {
+            None => self.spool.append(std::iter::once(first).chain(records)),
+            Some(Trouble { takes_lines: true, .. }) => self.spool.append(std::iter::once(first).chain(records)),
             // The rewrite that ends the trouble writes everything that is known then.
-            return false;
+            Some(_) => return false,
+        };
+        match (&mut self.storage.journal, written) {
+            (None, Ok(())) => return true,
+            (None, Err(error)) => self.journal_failed(error.to_string()),
+            (Some(trouble), written) => trouble.takes_lines = written.is_ok(),
         }
-        if let Err(error) = self.spool.append(std::iter::once(first).chain(records)) {
-            self.journal_failed(error.to_string());
-        }
-        true
+        false
     }
 
     pub(super) fn journal_failed(&mut self, error: String) {
-        self.storage.journal = Some(Trouble { error, retry_at: self.clock.now() + RETRY });
+        let takes_lines = self.storage.journal.as_ref().is_some_and(|trouble| trouble.takes_lines);
+        self.storage.journal = Some(Trouble { error, retry_at: self.clock.now() + RETRY, takes_lines });
         self.storage.looked_at = None;
         self.look_at_storage();
     }
@@ -206,7 +219,11 @@ impl<W: Send + 'static> Scheduler<W> {
 
     /// Takes a new reading if the last one is old, and tells once when refusing begins and once when it ends.
     pub(super) fn look_at_storage(&mut self) {
-        self.storage.look(self.clock.now());
+        let has_looked = self.storage.look(self.clock.now());
+        if has_looked && self.storage.journal.is_none() && !self.spool.is_in_place() {
+            log::error!("the journal was removed or replaced while the daemon ran: it is written anew");
+            return self.rewrite_journal();
+        }
         let StorageStatus { free_bytes, error, damaged: _ } = self.storage.status();
         let damaged = DamageKind::ALL.into_iter().map(|kind| (kind.name(), self.files.found_damaged(kind)));
         self.metrics.note_storage(free_bytes, error.is_none(), damaged);
@@ -301,6 +318,9 @@ impl<W: Send + 'static> Scheduler<W> {
     /// not have their tasks run.
     pub(super) fn sync_failed(&mut self, failed: SyncFailed) {
         self.journal_failed(failed.error);
+        if let Some(trouble) = &mut self.storage.journal {
+            trouble.takes_lines = true;
+        }
         // Before any of them gives way to another one that was refused.
         self.tell_journal_failed(Vec::new());
         for task in failed.refused {

@@ -93,12 +93,23 @@ impl Files {
     }
 
     pub(super) fn with(root: &Path, fsync: bool, damaged: Damaged) -> io::Result<Files> {
-        for name in [PAYLOADS, CHECKPOINTS, RESULTS] {
-            damaged.make_directory(&root.join(name), DIRECTORY_MODE)?;
-        }
+        let lost_results = Mutex::default();
+        let files = Files(Arc::new(Inner { root: root.to_path_buf(), fsync, damaged, lost_results }));
         // What the journal and the format are written to first.
-        ["journal.tmp", "format.tmp"].iter().for_each(|name| damaged.set_stranger_aside(&root.join(name)));
-        Ok(Files(Arc::new(Inner { root: root.to_path_buf(), fsync, damaged, lost_results: Mutex::default() })))
+        ["journal.tmp", "format.tmp"].iter().for_each(|name| files.damaged().set_stranger_aside(&root.join(name)));
+        match files.make_folders() {
+            // They are made with the journal, once that can be written.
+            Err(error) if matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull) => {
+                log::error!("cannot make the folders of {}: {error}", root.display());
+                Ok(files)
+            }
+            made => made.map(|()| files),
+        }
+    }
+
+    pub(super) fn make_folders(&self) -> io::Result<()> {
+        let mut names = [PAYLOADS, CHECKPOINTS, RESULTS].into_iter();
+        names.try_for_each(|name| self.damaged().make_directory(&self.0.root.join(name), DIRECTORY_MODE))
     }
 
     pub fn payload_path(&self, task: TaskId) -> PathBuf {
@@ -114,8 +125,9 @@ impl Files {
         Aside::create(self.payload_path(task), self.0.fsync)
     }
 
-    pub fn open_payload(&self, task: TaskId) -> io::Result<File> {
-        File::open(self.payload_path(task))
+    /// A payload that has as many bytes as were accepted. Its checksum was looked at when the daemon started.
+    pub fn open_payload(&self, task: TaskId, stored: Stored) -> Result<File, Lost> {
+        check(&self.payload_path(task), Stored::unchecked(stored.bytes))
     }
 
     /// A result that comes in, under a temporary name; [`Files::keep_result`] gives it its own.

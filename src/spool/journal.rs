@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::aside::Aside;
@@ -172,6 +173,13 @@ impl Journal {
             Err(_) => self.file.set_len(self.bytes)?,
         }
         written
+    }
+
+    /// Whether it stands in its place.
+    pub(super) fn is_at(&self, root: &Path) -> bool {
+        let there = std::fs::symlink_metadata(root.join(NAME));
+        let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        there.is_ok_and(|there| self.file.metadata().is_ok_and(|ours| identity(ours) == identity(there)))
     }
 
     pub(super) fn wants_rewrite(&self) -> bool {

@@ -147,6 +147,11 @@ impl Spool {
         handle.map_err(|source| self.journal_error("open", source))
     }
 
+    /// Whether the journal that is written to is the one that the next start will read.
+    pub fn is_in_place(&self) -> bool {
+        self.journal.as_ref().is_none_or(|journal| journal.is_at(self.files.root()))
+    }
+
     /// Whether the journal is long and mostly about tasks that are gone.
     pub fn wants_rewrite(&self) -> bool {
         self.journal.as_ref().is_some_and(Journal::wants_rewrite)
@@ -164,6 +169,7 @@ impl Spool {
                 .map_err(failed("keep the damaged journal of"))?;
             self.damaged_lines = 0;
         }
+        self.files.make_folders().map_err(failed("make the folders of"))?;
         // Why first: a daemon that knows this format reads the older ones, and not the other way round.
         self.format.write(root, self.fsync).map_err(failed("write the format of"))?;
         let next = self.ids.0.load(Ordering::Relaxed);
@@ -184,7 +190,14 @@ fn lock(root: &Path) -> Result<File, SpoolError> {
     let options = |options: &mut OpenOptions| options.mode(0o600).custom_flags(libc::O_NONBLOCK).open(&path);
     let opened = options(OpenOptions::new().create(true).append(true));
     // Why: a file system that has become read-only, or a directory of that name, is no reason not to start.
-    let file = opened.or_else(|error| options(OpenOptions::new().read(true)).map_err(|_| error)).map_err(failed)?;
+    let opened = opened.or_else(|error| options(OpenOptions::new().read(true)).map_err(|_| error));
+    // On a read-only file system it may never have been made; the directory itself serves as well.
+    let is_read_only = |error: &io::Error| error.kind() == io::ErrorKind::ReadOnlyFilesystem;
+    let file = match opened {
+        Err(error) if is_read_only(&error) => File::open(root),
+        opened => opened,
+    };
+    let file = file.map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(SpoolError::InUse { path: root.to_path_buf() }),

@@ -25,9 +25,16 @@ pub fn with_umask<T>(mask: u32, make: impl FnOnce() -> T) -> T {
     made
 }
 
-/// Bytes that this process may still write to the file system of `path`: statvfs(3). What is kept back for root does not
-/// count, for root either.
-pub fn free_bytes(path: &Path) -> io::Result<u64> {
+/// What this process may still put on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free {
+    pub bytes: u64,
+    /// Files it may still make; `None` where the file system sets no number.
+    pub inodes: Option<u64>,
+}
+
+/// What is free on the file system of `path`: statvfs(3). What is kept back for root does not count, for root either.
+pub fn free(path: &Path) -> io::Result<Free> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mut statistics = MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: the path ends with NUL; `statistics` outlives the call.
@@ -39,7 +46,9 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     // Both are 32 bits wide on some targets.
     #[allow(clippy::useless_conversion, reason = "on 64-bit targets they are u64 already")]
     let (blocks, size) = (u64::from(statistics.f_bavail), u64::from(statistics.f_frsize));
-    Ok(blocks.saturating_mul(size))
+    #[allow(clippy::useless_conversion, reason = "as above")]
+    let (files, free_files) = (u64::from(statistics.f_files), u64::from(statistics.f_favail));
+    Ok(Free { bytes: blocks.saturating_mul(size), inodes: (files > 0).then_some(free_files) })
 }
 
 /// Whether the file has the extended attribute with just this one byte: getxattr(2).
@@ -68,8 +77,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(may_write(dir.path()));
         assert!(!may_write(&dir.path().join("nothing")));
-        assert!(free_bytes(dir.path()).unwrap() > 0);
-        assert!(free_bytes(&dir.path().join("nothing")).is_err());
+        assert!(free(dir.path()).unwrap().bytes > 0);
+        assert!(free(&dir.path().join("nothing")).is_err());
         assert!(!has_attribute(dir.path(), c"user.kurultai", b'1'));
     }
 }

@@ -474,7 +474,7 @@ fn compose_task(room: &Room, assignment: &Assignment, user: Option<&User>, line:
     let bytes = match &assignment.spec.payload {
         Payload::Inline(bytes) => Some(&bytes[..]),
         Payload::File(stored) if stored.bytes <= PAYLOAD_IN_MESSAGE_MAX as u64 => {
-            from_file = std::fs::read(&path).map_err(unreadable)?;
+            from_file = spawn::read_payload(&room.files, task, *stored).map_err(unreadable)?;
             Some(&from_file[..])
         }
         Payload::File(_) => None,

@@ -128,10 +128,7 @@ impl Session {
                 let checkpoint = match checkpoint {
                     // The last one still counts if this one cannot be stored.
                     Some(_) => write_checkpoint(&room.files, task, checkpoint) || room.files.has_checkpoint(task),
-                    None => {
-                        room.files.remove_checkpoint(task);
-                        false
-                    }
+                    None => false,
                 };
                 Report::Preempted { task, checkpoint }
             }

@@ -2,14 +2,14 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, PipeReader, PipeWriter, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::core::ids::WorkerId;
+use crate::core::ids::{TaskId, WorkerId};
 use crate::core::settings::{AgentSettings, Runtime};
-use crate::core::task::{Assignment, Payload};
+use crate::core::task::{Assignment, Payload, Stored};
 use crate::memory::cgroup::WorkerGroup;
 use crate::spool::Files;
 use crate::sys::launch::{Launch, LaunchError, Launched, Step, launch};
@@ -102,11 +102,11 @@ impl Input {
         user: Option<&User>,
     ) -> Result<(Input, Option<PipeWriter>), String> {
         if let Some(task) = task
-            && let Payload::File(_) = task.spec.payload
+            && let Payload::File(stored) = task.spec.payload
         {
             // It reads the descriptor; the owner matters only to a program that opens /dev/stdin anew.
             give_payload(files, task, user);
-            let file = files.open_payload(task.task).map_err(|error| {
+            let file = files.open_payload(task.task, stored).map_err(|error| {
                 let path = files.payload_path(task.task);
                 format!("cannot open the payload {}: {error}; submit the task again", path.display())
             })?;
@@ -131,6 +131,13 @@ pub fn give_payload(files: &Files, task: &Assignment, user: Option<&User>) {
     if let Err(error) = std::os::unix::fs::chown(&path, Some(user.uid), Some(user.gid)) {
         log::warn!(task:% = task.task; "cannot give {} to uid {}: {error}; the agent cannot read it", path.display(), user.uid);
     }
+}
+
+/// All of a payload that lies in its file.
+pub fn read_payload(files: &Files, task: TaskId, stored: Stored) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    files.open_payload(task, stored).map_err(io::Error::other)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The payload in a file, for a worker that is given its path. A small one has none yet.

@@ -99,6 +99,10 @@ impl Traced {
         text.lines().filter(|line| !line.contains("HTTP_REQUEST")).collect::<Vec<_>>().join("\n")
     }
 
+    pub fn kill(&self) {
+        signal(self.pid(), "KILL");
+    }
+
     pub fn term(&self) {
         let pid = self.pid();
         if pid > 0 {
