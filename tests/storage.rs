@@ -336,12 +336,13 @@ fn a_journal_that_is_removed_under_the_daemon_is_written_anew_before_anything_re
 
 #[test]
 fn a_payload_that_is_replaced_under_the_daemon_is_not_run_and_holds_nobody_up() {
-    let replace: [(&str, fn(&Path)); 3] = [
+    type Replace = fn(&Path);
+    let replacements: [(&str, Replace); 3] = [
         ("a pipe", |path| drop(run("mkfifo", [text(path)], b"").expect(0))),
         ("shorter", |path| fs::write(path, "x").expect("written")),
         ("gone", |_| {}),
     ];
-    for (what, replace) in replace {
+    for (what, replace) in replacements {
         let daemon = start("[workers]\nmax = 1\n");
         let running = daemon.accept("waiter", json!(1));
         daemon.in_state(&running, &["running"]);
