@@ -103,7 +103,7 @@ fn every_misbehaving_agent_costs_its_own_task_and_nothing_else() {
 
     let agents: String = rows.iter().map(|row| bad_agent(row.agent, row.mode)).collect();
     let daemon = Daemon::start(&format!(
-        "[workers]\nmax = 2\ncancel_grace_ms = 200\nspawn_timeout_s = 2\nidle_timeout_s = 1\n\
+        "[workers]\nmax = 2\ncancel_grace_ms = 200\nspawn_timeout_s = 6\nidle_timeout_s = 1\n\
          [spool]\nretention_mb = 16\n{agents}{}",
         worker("echo", "scripts/agents/echo.py", "")
     ));
@@ -207,7 +207,7 @@ fn there_are_never_more_processes_than_workers_max() {
 #[test]
 fn a_warm_worker_is_used_again_until_it_has_been_idle_for_too_long() {
     let daemon = Daemon::start(&format!(
-        "[workers]\nmax = 2\nidle_timeout_s = 1\n{}",
+        "[workers]\nmax = 2\nidle_timeout_s = 5\n{}",
         worker("fields", "tests/agents/task-fields", "")
     ));
     let first = daemon.run_task("fields", json!(1))["result"]["pid"].clone();
